@@ -1,0 +1,1 @@
+"""AttendanSee Pipelines: class photos in, attendance out, as a Dagster code location."""

@@ -1,0 +1,1 @@
+"""The craft: alignment, quality, similarity, clustering, assignment, metrics; numpy in, numpy out."""

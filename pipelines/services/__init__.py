@@ -1,0 +1,1 @@
+"""The use cases, each once; assets, jobs and CLI call these."""
