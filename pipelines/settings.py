@@ -37,6 +37,9 @@ class Settings(BaseSettings):
         validation_alias="DEEPFACE_HOME",
         description="DeepFace's folder (weights in .deepface/weights below it); default HOME_FOLDER/deepface.",
     )
+    allow_unverified_weights: bool = Field(
+        default=False, description="Accept weights files whose sha256 is not the published one (tests, own training)."
+    )
     batch_size: int = Field(default=8, ge=1, le=256, description="Crops per forward pass of an embedding network.")
     detector: str = Field(default="mtcnn", description="mtcnn (called directly) or a DeepFace backend name.")
     min_face_px: int = Field(default=20, ge=8, le=1000, description="Smallest face side searched for, in pixels.")
@@ -45,9 +48,10 @@ class Settings(BaseSettings):
     )
     max_megapixels: float = Field(default=150, gt=0, description="Photos with more pixels are refused.")
     quality_min_size: float = Field(default=32, ge=0, description="Crops with a shorter box side are not clustered.")
-    quality_min_sharpness: float = Field(default=0.02, ge=0, description="Crops less sharp than this are not clustered.")
+    quality_min_sharpness: float = Field(default=0.15, ge=0, description="Crops less sharp than this are not clustered.")
     quality_min_confidence: float = Field(default=0.90, ge=0, le=1, description="Detector confidence to be clustered.")
     quality_max_yaw: float = Field(default=60, ge=0, le=90, description="Degrees of turn up to which crops are clustered.")
+    watch: bool = Field(default=False, description="Start the sensors switched on, as `attendansee up --watch` does.")
     settle_seconds: float = Field(default=5, ge=0, description="A photo younger than this is still being written.")
 
     @property

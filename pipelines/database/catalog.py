@@ -1,0 +1,239 @@
+"""Classes, sessions, students and photos."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from pipelines.errors import AttendanseeError
+from pipelines.partitions import SessionKey
+
+
+@dataclass(frozen=True)
+class Image:
+    """A registered photo."""
+
+    id: int
+    sha256: str
+    path: str
+    student_id: int | None
+    refused_reason: str | None
+    searched_with: str | None
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """A session of a class."""
+
+    id: int
+    class_id: int
+    name: str
+    is_enrolment: bool
+    held_on: date | None
+
+
+def lock_class(connection: Connection, class_id: int) -> None:
+    """Wait until no other transaction decides about this class's identities; held to the end of the transaction."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('attendansee class'), %s)", [class_id])
+
+
+def find_class(connection: Connection, name: str) -> int:
+    """The id of a class; raises AttendanseeError naming the classes there are."""
+    row = connection.execute("SELECT id FROM classes WHERE name = %s", [name]).fetchone()
+    if row is None:
+        known = ", ".join(class_names(connection)) or "none yet"
+        raise AttendanseeError(f"There is no class {name!r}: choose one of these ({known}) or run its photos first.")
+    return row[0]
+
+
+def class_names(connection: Connection) -> list[str]:
+    """Names of all classes, sorted."""
+    return [name for (name,) in connection.execute("SELECT name FROM classes ORDER BY name")]
+
+
+def adopt_model(connection: Connection, name: str, model: str) -> None:
+    """The first model that processes a class is its active one, until somebody switches."""
+    connection.execute("UPDATE classes SET active_model = %s WHERE name = %s AND active_model IS NULL", [model, name])
+
+
+def active_model(connection: Connection, name: str) -> str | None:
+    """The model whose attendance counts for the class; None where none has processed it."""
+    find_class(connection, name)
+    row = connection.execute("SELECT active_model FROM classes WHERE name = %s", [name]).fetchone()
+    return row[0] if row else None
+
+
+def record_photo_root(connection: Connection, name: str, root: str) -> None:
+    """Remember where a class's photos lie, for runs that are started without saying so."""
+    connection.execute("UPDATE classes SET photo_root = %s WHERE name = %s", [root, name])
+
+
+def photo_root(connection: Connection, name: str) -> str | None:
+    """Where the class's photos were when they were last registered."""
+    row = connection.execute("SELECT photo_root FROM classes WHERE name = %s", [name]).fetchone()
+    return row[0] if row else None
+
+
+def ensure_session(connection: Connection, key: SessionKey, held_on: date | None = None) -> SessionRow:
+    """The session's row, made with its class where absent; a date given later is filled in."""
+    connection.execute("INSERT INTO classes (name) VALUES (%s) ON CONFLICT DO NOTHING", [key.class_name])
+    connection.execute(
+        """INSERT INTO sessions (class_id, name, is_enrolment, held_on)
+        SELECT id, %s, %s, %s FROM classes WHERE name = %s
+        ON CONFLICT (class_id, name) DO UPDATE SET held_on = excluded.held_on
+        WHERE excluded.held_on IS NOT NULL AND sessions.held_on IS DISTINCT FROM excluded.held_on""",
+        [key.session_name, key.is_enrolment, held_on, key.class_name],
+    )
+    return find_session(connection, key)
+
+
+def find_session(connection: Connection, key: SessionKey) -> SessionRow:
+    """The session's row; raises AttendanseeError where its photos were never registered."""
+    with connection.cursor(row_factory=class_row(SessionRow)) as cursor:
+        row = cursor.execute(
+            """SELECT s.id, s.class_id, s.name, s.is_enrolment, s.held_on
+            FROM sessions s JOIN classes c ON c.id = s.class_id WHERE c.name = %s AND s.name = %s""",
+            key,
+        ).fetchone()
+    if row is None:
+        raise AttendanseeError(f"The session {key} is not registered: materialise its session_images first.")
+    return row
+
+
+def session_dates(connection: Connection, class_id: int) -> dict[str, date | None]:
+    """Names and dates of a class's sessions in the order of dates, then names; the enrolment is left out."""
+    rows = connection.execute(
+        """SELECT name, held_on FROM sessions WHERE class_id = %s AND NOT is_enrolment
+        ORDER BY held_on NULLS LAST, name""",
+        [class_id],
+    )
+    return dict(rows.fetchall())
+
+
+def named_students(connection: Connection, class_id: int) -> list[str]:
+    """Names of the students that a person has named, sorted."""
+    rows = connection.execute(
+        "SELECT name FROM students WHERE class_id = %s AND NOT provisional ORDER BY name", [class_id]
+    )
+    return [name for (name,) in rows]
+
+
+def ensure_named_student(connection: Connection, class_id: int, name: str) -> int:
+    """The id of the class's student of that name, made where absent; a provisional one of that name is now named."""
+    connection.execute(
+        """INSERT INTO students (class_id, name, provisional) VALUES (%s, %s, false)
+        ON CONFLICT (class_id, name) DO UPDATE SET provisional = false WHERE students.provisional""",
+        [class_id, name],
+    )
+    row = connection.execute("SELECT id FROM students WHERE class_id = %s AND name = %s", [class_id, name]).fetchone()
+    assert row is not None, "inserted above"
+    return row[0]
+
+
+def create_provisional_student(connection: Connection, class_name: str, session: SessionRow) -> int:
+    """Make `Class_<class>_Session_<session>_Cluster_<n>` with the session's next number and return its id."""
+    row = connection.execute(
+        """WITH numbered AS (
+            UPDATE sessions SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
+        )
+        INSERT INTO students (class_id, name, provisional)
+        SELECT %s, %s || number, true FROM numbered RETURNING id""",
+        [session.id, session.class_id, f"Class_{class_name}_Session_{session.name}_Cluster_"],
+    ).fetchone()
+    assert row is not None, "the session exists"
+    return row[0]
+
+
+def provisional_student_ids(connection: Connection, class_id: int) -> set[int]:
+    """Ids of the class's students whom no person has named yet."""
+    return {i for (i,) in connection.execute("SELECT id FROM students WHERE class_id = %s AND provisional", [class_id])}
+
+
+def delete_empty_provisional_students(connection: Connection, class_id: int) -> int:
+    """Delete provisional students that no crop points at any more, in any model's lineage; returns how many."""
+    return connection.execute(
+        """DELETE FROM students s WHERE s.class_id = %s AND s.provisional
+        AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM images i WHERE i.student_id = s.id)""",
+        [class_id],
+    ).rowcount
+
+
+def session_images(connection: Connection, session_id: int) -> list[Image]:
+    """The session's photos that are still in the photo root, by path."""
+    with connection.cursor(row_factory=class_row(Image)) as cursor:
+        return cursor.execute(
+            """SELECT id, sha256, path, student_id, refused_reason, searched_with FROM images
+            WHERE session_id = %s AND removed_at IS NULL ORDER BY path""",
+            [session_id],
+        ).fetchall()
+
+
+def known_hashes(connection: Connection, session_id: int) -> set[str]:
+    """Content hashes of all photos the session ever had."""
+    return {h for (h,) in connection.execute("SELECT sha256 FROM images WHERE session_id = %s", [session_id])}
+
+
+def insert_image(
+    connection: Connection,
+    session_id: int,
+    *,
+    sha256: str,
+    path: str,
+    size_bytes: int,
+    width: int | None,
+    height: int | None,
+    taken_at: datetime | None,
+    refused_reason: str | None,
+) -> None:
+    """Register one photo; a photo of the same content that another process registered meanwhile stays."""
+    connection.execute(
+        """INSERT INTO images (session_id, sha256, path, size_bytes, width, height, taken_at, refused_reason)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
+        [session_id, sha256, path, size_bytes, width, height, taken_at, refused_reason],
+    )
+
+
+def place_image(connection: Connection, session_id: int, sha256: str, path: str, student_id: int | None) -> None:
+    """Say where a registered photo lies now and whose portrait it is; one that was removed is back."""
+    connection.execute(
+        """UPDATE images SET path = %(path)s, student_id = %(student)s, removed_at = NULL
+        WHERE session_id = %(session)s AND sha256 = %(sha256)s
+        AND (path, student_id, removed_at) IS DISTINCT FROM (%(path)s, %(student)s::bigint, NULL::timestamptz)""",
+        {"path": path, "student": student_id, "session": session_id, "sha256": sha256},
+    )
+
+
+def mark_removed(connection: Connection, session_id: int, still_there: list[str]) -> int:
+    """Mark the session's photos whose hash is not in `still_there` as removed; returns how many were newly marked."""
+    return connection.execute(
+        "UPDATE images SET removed_at = now() WHERE session_id = %s AND removed_at IS NULL AND NOT sha256 = ANY(%s)",
+        [session_id, still_there],
+    ).rowcount
+
+
+def date_session_by_its_photos(connection: Connection, session_id: int) -> None:
+    """Give a session without a date the earliest EXIF date of its photos, where one has any."""
+    connection.execute(
+        """UPDATE sessions SET held_on = (SELECT min(taken_at)::date FROM images WHERE session_id = sessions.id)
+        WHERE id = %s AND held_on IS NULL""",
+        [session_id],
+    )
+
+
+def refuse_image(connection: Connection, image_id: int, reason: str) -> None:
+    """Record why a photo cannot be used."""
+    connection.execute("UPDATE images SET refused_reason = %s WHERE id = %s", [reason, image_id])
+
+
+def refused_photos(connection: Connection, class_name: str) -> list[str]:
+    """Why each of the class's present photos that cannot be used was refused, by path."""
+    rows = connection.execute(
+        """SELECT i.refused_reason FROM images i
+        JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id
+        WHERE c.name = %s AND i.removed_at IS NULL AND i.refused_reason IS NOT NULL ORDER BY i.path""",
+        [class_name],
+    )
+    return [reason for (reason,) in rows]

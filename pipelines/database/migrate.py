@@ -1,0 +1,55 @@
+"""Bring a database's tables to the newest revision."""
+
+from pathlib import Path
+
+import psycopg
+
+from pipelines.errors import DatabaseError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# Any constant will do: it only has to be the same in every process that migrates.
+_MIGRATION_LOCK = 0x_A77E_2026
+
+
+def migrate(url: str) -> str:
+    """Upgrade the database at `url` (libpq form) to the newest revision, one process at a time; returns the revision.
+
+    Raises DatabaseError for a database that a newer version of this software has migrated.
+    """
+    import sqlalchemy
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    assert head is not None, "the migrations folder holds at least one revision"
+    current = current_revision(url)
+    if current == head:
+        return head
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise DatabaseError(
+            f"The database is at revision {current} of a newer version: install that version or change DATABASE_URL."
+        )
+    with psycopg.connect(url, autocommit=True) as lock:
+        lock.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
+        try:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            engine.dispose()
+    return head
+
+
+def current_revision(url: str) -> str | None:
+    """The revision that the database at `url` has, None for an empty database."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
+        if row is None or row[0] is None:
+            return None
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        return row[0] if row else None

@@ -1,0 +1,47 @@
+"""The database as a resource: the server found or started, its tables up to date, a connection per use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import dagster as dg
+import psycopg
+
+from pipelines.settings import get_settings
+
+
+class Database(dg.ConfigurableResource):
+    """PostgreSQL with pgvector: `DATABASE_URL`, or the embedded server where it is unset.
+
+    It has no configuration of its own, so that no password appears in a launchpad or an event log.
+    """
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection]:
+        """A connection with vectors registered; its transaction is committed at the end, rolled back on an error."""
+        with _connect() as connection:
+            yield connection
+
+
+def _connect() -> psycopg.Connection:
+    from pgvector.psycopg import register_vector
+
+    try:
+        connection = psycopg.connect(_ready_url())
+    except psycopg.OperationalError:
+        # The server went away under a long-living process (killed, restarted): find or start it again, once.
+        _ready_url.cache_clear()
+        connection = psycopg.connect(_ready_url())
+    register_vector(connection)
+    return connection
+
+
+@lru_cache(maxsize=1)
+def _ready_url() -> str:
+    from pipelines.database.migrate import migrate
+    from pipelines.database.server import check_server, database_url
+
+    url = database_url(get_settings())
+    check_server(url)
+    migrate(url)
+    return url
