@@ -1,0 +1,171 @@
+"""Matching faces with a gallery of known people: k nearest neighbours, then one face per student and photo."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Candidate(NamedTuple):
+    """A student that a face may show.
+
+    votes: gallery crops that voted for the student; 0 for the nearest student without a vote, who is kept to tell how
+    clear the vote was. similarity: mean cosine similarity of those crops (of the nearest crop where votes is 0).
+    best_similarity: cosine similarity of the student's nearest gallery crop.
+    """
+
+    student: int
+    votes: int
+    similarity: float
+    best_similarity: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about one face.
+
+    state: assigned; no_match (nobody in the gallery is near enough); needs_review (`student` is a proposal).
+    student: None for no_match only. similarity, votes: the student's best cosine similarity and votes.
+    runner_up: the nearest other student of the whole gallery, however far; None where there is no other.
+    margin: similarity minus runner_up_similarity; negative where the runner-up is nearer.
+    """
+
+    state: Literal["assigned", "no_match", "needs_review"]
+    student: int | None = None
+    similarity: float | None = None
+    votes: int = 0
+    runner_up: int | None = None
+    runner_up_similarity: float | None = None
+    margin: float | None = None
+
+
+def knn_votes(
+    similarity: NDArray[np.floating[Any]],
+    gallery_students: NDArray[np.int64],
+    k: int,
+    threshold: float,
+    use_voting: bool = True,
+) -> list[list[Candidate]]:
+    """For every face the students it may show, the likeliest first, then the nearest student without a vote.
+
+    similarity: (n, m) cosine similarities of n faces and m gallery crops; gallery_students: (m,) whose crops they are.
+    Gallery crops with a similarity of at least `threshold` compete; of those the k nearest have one vote each. Most votes
+    win; ties go to the higher mean similarity of the votes, then to the lower student id.
+
+    One student, one ballot: a student with twenty crops could fill all k places and outvote the nearest crop of
+    a student who has a single portrait. So nobody casts more votes than the smallest gallery among the students
+    competing for that face allows. Against a single portrait this is the best match; among well-known students it is
+    the usual majority. (Dividing votes by gallery size instead lets a portrait at rank k, with 1 vote of 1, beat
+    4 of 20.) Without voting everybody has one vote, so the best match wins.
+
+    Cover and Hart, "Nearest neighbor pattern classification", 1967. Independent of the order of faces and gallery.
+    """
+    gallery_students = np.asarray(gallery_students)
+    gallery_sizes = Counter(gallery_students.tolist())
+    result = []
+    for row in np.asarray(similarity):
+        nearest_first = np.lexsort((gallery_students, -row))
+        competing = nearest_first[row[nearest_first] >= threshold]
+        students = gallery_students[competing].tolist()
+        ballot = min((gallery_sizes[student] for student in students), default=1) if use_voting else 1
+        votes: dict[int, list[float]] = defaultdict(list)
+        places = k
+        for student, value in zip(students, row[competing].tolist(), strict=True):
+            if places == 0:
+                break
+            if len(votes[student]) < ballot:
+                votes[student].append(value)
+                places -= 1
+        candidates = [Candidate(s, len(v), sum(v) / len(v), v[0]) for s, v in votes.items()]
+        candidates.sort(key=lambda c: (-c.votes, -c.similarity, c.student))
+        voted = {candidate.student for candidate in candidates}
+        others = nearest_first[~np.isin(gallery_students[nearest_first], list(voted))]
+        if others.size:
+            value = float(row[others[0]])
+            candidates.append(Candidate(int(gallery_students[others[0]]), 0, value, value))
+        result.append(candidates)
+    return result
+
+
+def assign_one_to_one(
+    candidates: list[list[Candidate]],
+    photo_ids: Iterable[int],
+    margin: float,
+    taken: Mapping[int, Collection[int]] | None = None,
+) -> list[Decision]:
+    """Decide every face, so that no photo shows one student twice.
+
+    candidates: from `knn_votes`, one list per face; photo_ids: the photo of each face. margin: a first choice that
+    leads the nearest other student by less (cosine similarity) needs a review. taken: students already assigned to
+    another face of a photo, by photo id.
+
+    Where several faces of a photo have the same first choice, the most similar one keeps it. The others need a review,
+    and so does a face whose first choice is taken: a second detection, a poster or a twin never turns silently into
+    another student. They are proposed the best one-to-one matching (by `best_similarity`) with those of their
+    candidates that the photo does not show yet: Kuhn, "The Hungarian method for the assignment problem", 1955, with
+    the option to reject a face, which is then proposed its first choice.
+
+    Independent of the order of faces; of two faces with the very same candidates the earlier one counts as nearer.
+    """
+    decisions = [_decide("no_match", None, found, margin) for found in candidates]
+    faces_of: dict[int, list[int]] = defaultdict(list)
+    for face, photo in enumerate(photo_ids):
+        if candidates[face] and candidates[face][0].votes:
+            faces_of[photo].append(face)
+    for photo, faces in faces_of.items():
+        shown = set((taken or {}).get(photo, ()))
+        others = []
+        for face in sorted(faces, key=lambda face: (-candidates[face][0].best_similarity, candidates[face], face)):
+            first = candidates[face][0]
+            if first.student in shown:
+                others.append(face)
+            else:
+                shown.add(first.student)
+                decisions[face] = _decide("assigned", first, candidates[face], margin)
+        for face, proposal in zip(others, _proposals([candidates[face] for face in others], shown), strict=True):
+            decisions[face] = _decide("needs_review", proposal, candidates[face], margin)
+    return decisions
+
+
+def _proposals(candidates: list[list[Candidate]], shown: set[int]) -> list[Candidate]:
+    """One candidate for each face: not in `shown` and each student once, or the face's first where that leaves none."""
+    from scipy.optimize import linear_sum_assignment
+
+    left = [{c.student: c for c in found if c.votes and c.student not in shown} for found in candidates]
+    students = sorted({student for of_face in left for student in of_face})
+    # One column per student and one per face for rejecting it, which is worse than any student that may be proposed.
+    impossible, rejected = -9.0, -2.0
+    gain = np.full((len(left), len(students) + len(left)), impossible)
+    gain[:, len(students) :] = rejected
+    for face, of_face in enumerate(left):
+        for student, candidate in of_face.items():
+            gain[face, students.index(student)] = candidate.best_similarity
+    columns = linear_sum_assignment(gain, maximize=True)[1]
+    return [
+        left[face][students[column]] if column < len(students) else candidates[face][0]
+        for face, column in enumerate(columns.tolist())
+    ]
+
+
+def _decide(
+    state: Literal["assigned", "no_match", "needs_review"],
+    chosen: Candidate | None,
+    candidates: list[Candidate],
+    margin: float,
+) -> Decision:
+    """The decision with its runner-up; a lead below `margin` turns assigned into needs_review."""
+    rivals = [candidate for candidate in candidates if chosen is None or candidate.student != chosen.student]
+    rival = max(rivals, key=lambda c: (c.best_similarity, -c.student), default=None)
+    lead = chosen.best_similarity - rival.best_similarity if chosen and rival else None
+    return Decision(
+        state="needs_review" if state == "assigned" and lead is not None and lead < margin else state,
+        student=chosen.student if chosen else None,
+        similarity=chosen.best_similarity if chosen else None,
+        votes=chosen.votes if chosen else 0,
+        runner_up=rival.student if rival else None,
+        runner_up_similarity=rival.best_similarity if rival else None,
+        margin=lead,
+    )

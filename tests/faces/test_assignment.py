@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.faces.assignment import Candidate, assign_one_to_one, knn_votes
+
+ANNA, BEN, CLEO = 1, 2, 3
+
+
+def votes(row: list[float], students: list[int], **kwargs) -> list[Candidate]:
+    options = {"k": 5, "threshold": 0.9, "use_voting": True} | kwargs
+    return knn_votes(np.array([row], np.float32), np.array(students), **options)[0]
+
+
+def decide(rows: list[list[float]], students: list[int], photos: list[int], margin: float = 0.0, **kwargs):
+    candidates = knn_votes(np.array(rows, np.float32), np.array(students), 5, 0.9)
+    return assign_one_to_one(candidates, photos, margin, **kwargs)
+
+
+class TestKnnVotes:
+    def test_the_majority_of_well_known_students_wins(self):
+        """Ben's one lucky crop is nearest, Anna has more of the five nearest."""
+        row = [0.95, 0.95, 0.94, 0.91, 0.97, 0.92, 0.5]
+        first, second = votes(row, [ANNA] * 4 + [BEN] * 3)
+        assert (first.student, first.votes) == (ANNA, 3)
+        assert first.best_similarity == pytest.approx(0.95)
+        assert first.similarity == pytest.approx((0.95 + 0.95 + 0.94) / 3)
+        assert (second.student, second.votes) == (BEN, 2)
+
+    def test_twenty_crops_do_not_outvote_a_single_portrait(self):
+        first, second = votes([0.95] * 20 + [0.97], [ANNA] * 20 + [BEN])
+        assert (first.student, first.votes) == (BEN, 1)
+        assert (second.student, second.votes) == (ANNA, 1)
+
+    def test_a_single_portrait_does_not_beat_a_nearer_well_known_student(self):
+        first, second = votes([0.97, 0.96, 0.96, 0.96, 0.91], [ANNA] * 4 + [BEN])
+        assert first.student == ANNA
+        assert second.student == BEN
+
+    def test_a_portrait_that_does_not_compete_leaves_the_majority_alone(self):
+        """With one ballot each Ben's 0.96 would win."""
+        row, students = [0.95, 0.95, 0.95, 0.96, 0.91, 0.3], [ANNA] * 3 + [BEN] * 2 + [CLEO]
+        first, second, nearest_without_vote = votes(row, students)
+        assert (first.student, first.votes) == (ANNA, 2)
+        assert (second.student, second.votes) == (BEN, 2)
+        assert nearest_without_vote == Candidate(CLEO, 0, pytest.approx(0.3), pytest.approx(0.3))
+
+    def test_only_crops_at_the_threshold_vote(self):
+        (first, second) = votes([0.95, 0.89, 0.89, 0.89], [ANNA, BEN, BEN, BEN])
+        assert (first.student, first.votes) == (ANNA, 1)
+        assert (second.student, second.votes) == (BEN, 0)
+
+    def test_nobody_near_enough(self):
+        assert votes([0.2, 0.6], [ANNA, BEN]) == [Candidate(BEN, 0, pytest.approx(0.6), pytest.approx(0.6))]
+
+    def test_without_voting_the_best_match_wins(self):
+        row, students = [0.95, 0.95, 0.95, 0.96, 0.91, 0.91], [ANNA] * 3 + [BEN] * 3
+        assert votes(row, students)[0].student == ANNA
+        first = votes(row, students, use_voting=False)[0]
+        assert (first.student, first.votes, first.similarity) == (BEN, 1, first.best_similarity)
+
+    def test_ties_go_to_the_higher_mean_then_to_the_lower_id(self):
+        assert votes([0.95, 0.96], [ANNA, BEN])[0].student == BEN
+        assert votes([0.95, 0.95], [BEN, ANNA])[0].student == ANNA
+
+    def test_an_empty_gallery(self):
+        assert knn_votes(np.zeros((2, 0)), np.zeros(0, int), 5, 0.9) == [[], []]
+
+    @settings(deadline=None)
+    @given(
+        similarity=st.lists(st.lists(st.integers(80, 100), min_size=7, max_size=7), min_size=1, max_size=5),
+        students=st.lists(st.integers(1, 4), min_size=7, max_size=7),
+        k=st.integers(1, 6),
+        use_voting=st.booleans(),
+        random=st.randoms(use_true_random=False),
+    )
+    def test_independent_of_order_and_true_to_its_rules(self, similarity, students, k, use_voting, random):
+        matrix, gallery = np.array(similarity) / 100, np.array(students)
+        result = knn_votes(matrix, gallery, k, 0.9, use_voting)
+        rows = random.sample(range(len(matrix)), len(matrix))
+        columns = random.sample(range(7), 7)
+        shuffled = knn_votes(matrix[np.ix_(rows, columns)], gallery[columns], k, 0.9, use_voting)
+        assert shuffled == [result[row] for row in rows]
+        for row, candidates in zip(matrix, result, strict=True):
+            voted = [c for c in candidates if c.votes]
+            assert sum(c.votes for c in voted) <= k
+            assert bool(voted) == bool((row >= 0.9).any())
+            for c in candidates:
+                assert c.best_similarity == row[gallery == c.student].max()
+            # Together the list holds the best similarity of all but one of the students, whoever that is.
+            for c in voted:
+                rest = row[gallery != c.student]
+                listed = [o.best_similarity for o in candidates if o.student != c.student]
+                assert max(listed, default=None) == max(rest.tolist(), default=None)
+
+
+class TestAssignOneToOne:
+    def test_a_clear_match(self):
+        (decision,) = decide([[0.97, 0.80]], [ANNA, BEN], [7], margin=0.05)
+        assert (decision.state, decision.student, decision.runner_up) == ("assigned", ANNA, BEN)
+        assert decision.similarity == pytest.approx(0.97)
+        assert decision.margin == pytest.approx(0.17)
+
+    def test_nobody_near_enough_names_the_nearest(self):
+        (decision,) = decide([[0.3, 0.6]], [ANNA, BEN], [7])
+        assert (decision.state, decision.student, decision.similarity) == ("no_match", None, None)
+        assert (decision.runner_up, decision.runner_up_similarity) == (BEN, pytest.approx(0.6))
+
+    def test_a_narrow_lead_needs_review_even_over_somebody_below_the_threshold(self):
+        (decision,) = decide([[0.91, 0.89]], [ANNA, BEN], [7], margin=0.05)
+        assert (decision.state, decision.student, decision.runner_up) == ("needs_review", ANNA, BEN)
+
+    def test_the_only_student_has_no_runner_up(self):
+        (decision,) = decide([[0.95, 0.94]], [ANNA, ANNA], [7], margin=0.05)
+        assert (decision.state, decision.runner_up, decision.margin) == ("assigned", None, None)
+
+    def test_the_less_similar_face_of_one_photo_needs_review(self):
+        near, far = decide([[0.98, 0.5], [0.93, 0.5]], [ANNA, BEN], [7, 7])
+        assert (near.state, near.student) == ("assigned", ANNA)
+        assert (far.state, far.student) == ("needs_review", ANNA)
+
+    def test_faces_of_different_photos_do_not_compete(self):
+        assert [d.state for d in decide([[0.98], [0.93]], [ANNA], [7, 8])] == ["assigned", "assigned"]
+
+    def test_the_loser_is_proposed_another_student_but_not_given_to_them(self):
+        near, far = decide([[0.98, 0.5], [0.95, 0.92]], [ANNA, BEN], [7, 7])
+        assert (near.state, near.student) == ("assigned", ANNA)
+        assert (far.state, far.student, far.runner_up) == ("needs_review", BEN, ANNA)
+        assert far.margin == pytest.approx(-0.03)
+
+    def test_a_loser_does_not_push_out_whoever_is_another_ones_first_choice(self):
+        rows = [[0.98, 0.5, 0.5], [0.95, 0.94, 0.5], [0.2, 0.91, 0.5]]
+        near, loser, third = decide(rows, [ANNA, BEN, CLEO], [7, 7, 7])
+        assert (near.student, third.state, third.student) == (ANNA, "assigned", BEN)
+        assert (loser.state, loser.student) == ("needs_review", ANNA)
+
+    def test_two_losers_share_out_what_is_left_in_the_best_way(self):
+        """Both prefer Ben next; only together with Cleo for the first of them is the sum highest."""
+        rows = [[0.99, 0.5, 0.5], [0.97, 0.96, 0.95], [0.96, 0.94, 0.5]]
+        _, one, two = decide(rows, [ANNA, BEN, CLEO], [7, 7, 7])
+        assert (one.state, one.student) == ("needs_review", CLEO)
+        assert (two.state, two.student) == ("needs_review", BEN)
+
+    def test_a_first_choice_already_in_the_photo_needs_review(self):
+        (decision,) = decide([[0.98, 0.93]], [ANNA, BEN], [7], taken={7: {ANNA}})
+        assert (decision.state, decision.student) == ("needs_review", BEN)
+        (elsewhere,) = decide([[0.98, 0.93]], [ANNA, BEN], [8], taken={7: {ANNA}})
+        assert (elsewhere.state, elsewhere.student) == ("assigned", ANNA)
+
+    def test_identical_faces_of_one_photo(self):
+        assert [d.state for d in decide([[0.98], [0.98]], [ANNA], [7, 7])] == ["assigned", "needs_review"]
+
+    def test_no_faces(self):
+        assert assign_one_to_one([], [], 0.1) == []
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        rows=st.lists(
+            st.lists(st.integers(860, 1000), min_size=6, max_size=6), min_size=1, max_size=7, unique_by=tuple
+        ),
+        students=st.lists(st.integers(1, 4), min_size=6, max_size=6),
+        photos=st.lists(st.integers(1, 2), min_size=7, max_size=7),
+        taken=st.dictionaries(st.integers(1, 2), st.sets(st.integers(1, 4), max_size=2)),
+        margin=st.sampled_from([0, 0.01, 0.05]),
+        random=st.randoms(use_true_random=False),
+    )
+    def test_rules_hold_in_any_order(self, rows, students, photos, taken, margin, random):
+        matrix, gallery = np.array(rows) / 1000, np.array(students)
+        photos = photos[: len(rows)]
+        candidates = knn_votes(matrix, gallery, 3, 0.9)
+        decisions = assign_one_to_one(candidates, photos, margin, taken)
+
+        order = random.sample(range(len(rows)), len(rows))
+        again = assign_one_to_one([candidates[i] for i in order], [photos[i] for i in order], margin, taken)
+        if len({tuple(c) for c in candidates}) == len(candidates):
+            assert again == [decisions[i] for i in order]
+
+        for photo in (1, 2):
+            here = [i for i in range(len(rows)) if photos[i] == photo]
+            given = [decisions[i].student for i in here if decisions[i].state == "assigned"]
+            assert len(given) == len(set(given))
+            assert not set(given) & set(taken.get(photo, ()))
+        for i, decision in enumerate(decisions):
+            assert (decision.state == "no_match") == (decision.student is None) == bool((matrix[i] < 0.9).all())
+            if decision.state == "assigned":
+                first = candidates[i][0]
+                assert decision.student == first.student
+                assert decision.margin is None or decision.margin >= margin
+                for j in range(len(rows)):
+                    if photos[j] == photos[i] and candidates[j][0].votes and candidates[j][0].student == first.student:
+                        assert candidates[j][0].best_similarity <= first.best_similarity
+            others = matrix[i][gallery != decision.student]
+            assert decision.runner_up_similarity == max(others.tolist(), default=None)
