@@ -1,0 +1,237 @@
+"""Say who each face of a session is."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import dagster as dg
+import numpy as np
+from psycopg import Connection
+from pydantic import Field
+
+from pipelines.database import catalog, crops, identities
+from pipelines.database.identities import Assignment, GalleryCrop
+from pipelines.faces.assignment import assign_one_to_one, knn_votes
+from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix
+from pipelines.partitions import SessionKey
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import ModelSpec, get_spec
+
+
+class AssignmentConfig(dg.Config):
+    """How a session's crops are matched with the class's gallery."""
+
+    k: int = Field(default=5, ge=1, le=20, description="Gallery crops that may vote.")
+    distance_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=2,
+        description="Cosine distance up to which a gallery crop votes; unset: the model's own.",
+    )
+    margin: float | None = Field(
+        default=None, ge=0, le=2, description="Lead over the runner-up in cosine similarity; less means needs_review."
+    )
+    use_voting: bool = Field(default=True, description="Majority of the k nearest; false: the best match only.")
+
+
+@dataclass(frozen=True)
+class AssignmentReport:
+    """What became of a session's crops."""
+
+    crops: int
+    assigned: int
+    needs_review: int
+    no_match: int
+    students_created: int
+    gallery: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class FaceCropAssignmentService:
+    """Assigns the crops of a session to students of its class by one model's vectors."""
+
+    database: Database
+    model_name: str
+    version: str
+
+    def assign_session(self, key: SessionKey, config: AssignmentConfig, run_id: str | None = None) -> AssignmentReport:
+        """Match every embedded crop with the class's gallery; what matches nobody becomes provisional students.
+
+        Named students are asked first, so that portraits added later absorb provisional students; then provisional
+        ones; then the session's clusters. One transaction under the class's lock: two sessions of a class processed at
+        once never make the same person twice.
+        """
+        spec = get_spec(self.model_name)
+        with self.database.connection() as connection:
+            session = catalog.find_session(connection, key)
+            catalog.lock_class(connection, session.class_id)
+            run = _SessionRun(connection, spec, self.version, config, session.id, session.class_id)
+            if not session.is_enrolment:
+                run.match_gallery(provisional=False)
+                run.match_gallery(provisional=True)
+                run.join_clusters()
+            created = 0
+            for members in run.unknown_people():
+                student_id = run.prior_owner(members)
+                if student_id is None:
+                    student_id = catalog.create_provisional_student(connection, key.class_name, session)
+                    created += 1
+                run.become(members, student_id)
+            changed = identities.write_assignments(connection, spec.name, run.decided.values(), run_id)
+            catalog.delete_empty_provisional_students(connection, session.class_id)
+        states = Counter(a.state for a in run.decided.values())
+        return AssignmentReport(
+            crops=len(run.decided),
+            assigned=states["assigned"],
+            needs_review=states["needs_review"],
+            no_match=states["no_match"],
+            students_created=created,
+            gallery=len(run.gallery),
+            changed=changed,
+        )
+
+
+class _SessionRun:
+    """The state of one session's assignment: what is decided so far, and the evidence for what is not."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        spec: ModelSpec,
+        version: str,
+        config: AssignmentConfig,
+        session_id: int,
+        class_id: int,
+    ) -> None:
+        self.spec = spec
+        self.k = config.k
+        self.use_voting = config.use_voting
+        self.threshold = 1 - (config.distance_threshold or spec.assignment_distance)
+        self.margin = spec.review_margin if config.margin is None else config.margin
+
+        rows = {row.id: row for row in crops.session_crops(connection, session_id)}
+        ids, self.vectors = crops.read_embeddings(connection, spec.name, version, rows, spec.dimension)
+        self.index = {crop_id: i for i, crop_id in enumerate(ids)}
+        self.photo = {crop_id: row.image_id for crop_id, row in rows.items()}
+        self.usable = {crop_id for crop_id, row in rows.items() if row.usable}
+        self.clusters = identities.read_clusters(connection, session_id, spec.name)
+        self.prior = identities.read_prior_students(connection, spec.name, ids)
+
+        gallery = {
+            g.crop_id: g for g in identities.read_gallery(connection, class_id, spec.name, without_session=session_id)
+        }
+        gallery_ids, self.gallery_vectors = crops.read_embeddings(
+            connection, spec.name, version, gallery, spec.dimension
+        )
+        self.gallery: list[GalleryCrop] = [gallery[crop_id] for crop_id in gallery_ids]
+        self.provisional_students = catalog.provisional_student_ids(connection, class_id)
+
+        self.decided: dict[int, Assignment] = {
+            g.crop_id: Assignment(g.crop_id, "assigned", g.student_id, "person", 1.0, 1.0)
+            for g in gallery.values()
+            if g.confirmed and g.crop_id in rows
+        }
+        # A crop without a vector stays out of every decision; the embedding check has said so already.
+        for crop_id in ids:
+            self.decided.setdefault(crop_id, Assignment(crop_id, "no_match", None, "knn"))
+
+    def match_gallery(self, *, provisional: bool) -> None:
+        """Match the crops that have no student yet with the named (or the provisional) part of the gallery."""
+        probes = [crop_id for crop_id, a in self.decided.items() if a.state == "no_match"]
+        part = [i for i, g in enumerate(self.gallery) if g.provisional == provisional]
+        if not probes or not part:
+            return
+        similarity = cosine_similarity_matrix(
+            self.vectors[[self.index[crop_id] for crop_id in probes]], self.gallery_vectors[part]
+        )
+        students = np.array([self.gallery[i].student_id for i in part])
+        # Whoever is in the photo already cannot be in it twice.
+        for row, crop_id in enumerate(probes):
+            similarity[row, np.isin(students, list(self.students_in_photo(self.photo[crop_id])))] = -1
+        votes = knn_votes(similarity, students, self.k, self.threshold, self.use_voting)
+        photos = np.array([self.photo[crop_id] for crop_id in probes])
+        for crop_id, decision in zip(probes, assign_one_to_one(votes, photos, self.margin), strict=True):
+            self.decided[crop_id] = Assignment(
+                crop_id,
+                decision.state,
+                decision.student,
+                "knn",
+                decision.similarity,
+                self.calibrated(decision.similarity),
+                decision.runner_up,
+                decision.runner_up_similarity,
+            )
+
+    def join_clusters(self) -> None:
+        """A face that matched nobody but is clustered with one student's faces is that student, seen less clearly."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for crop_id, label in self.clusters.items():
+            if crop_id in self.decided:
+                members[label].append(crop_id)
+        for crop_ids in members.values():
+            known = [c for c in crop_ids if self.decided[c].state == "assigned"]
+            students = {self.decided[c].student_id for c in known}
+            if len(students) != 1:
+                continue
+            (student_id,) = students
+            for crop_id in crop_ids:
+                if self.decided[crop_id].state == "no_match" and student_id not in self.students_in_photo(
+                    self.photo[crop_id]
+                ):
+                    self.decided[crop_id] = self.by_cluster(crop_id, student_id, known)
+
+    def unknown_people(self) -> list[list[int]]:
+        """The crops still without a student, grouped by cluster; lone noise and unusable crops stay nobody."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for crop_id, label in self.clusters.items():
+            if crop_id in self.usable and crop_id in self.decided and self.decided[crop_id].state == "no_match":
+                groups[label].append(crop_id)
+        return [sorted(groups[label]) for label in sorted(groups)]
+
+    def prior_owner(self, members: list[int]) -> int | None:
+        """Who most of these crops were before (in this lineage, or in another when the model is new), if nobody has a
+        better claim: a named student with a gallery was asked already and did not match.
+        """
+        seen = Counter(self.prior[crop_id] for crop_id in members if crop_id in self.prior)
+        if not seen:
+            return None
+        (student_id, count) = min(seen.items(), key=lambda item: (-item[1], item[0]))
+        with_gallery = {g.student_id for g in self.gallery}
+        photos = {self.photo[crop_id] for crop_id in members}
+        if (
+            count * 2 <= len(members)
+            or (student_id in with_gallery and student_id not in self.provisional_students)
+            or any(student_id in self.students_in_photo(photo) for photo in photos)
+        ):
+            return None
+        return student_id
+
+    def become(self, members: list[int], student_id: int) -> None:
+        """Assign a cluster's crops to one student."""
+        for crop_id in members:
+            self.decided[crop_id] = self.by_cluster(crop_id, student_id, [c for c in members if c != crop_id])
+
+    def students_in_photo(self, photo: int) -> set[int]:
+        """Students assigned to a crop of this photo so far."""
+        return {
+            a.student_id
+            for crop_id, a in self.decided.items()
+            if a.student_id is not None and a.state == "assigned" and self.photo[crop_id] == photo
+        }
+
+    def by_cluster(self, crop_id: int, student_id: int | None, others: list[int]) -> Assignment:
+        """An assignment whose evidence is the mean similarity to the cluster's other crops."""
+        similarity = None
+        embedded = [self.index[c] for c in others if c in self.index]
+        if embedded:
+            similarity = float(
+                cosine_similarity_matrix(self.vectors[[self.index[crop_id]]], self.vectors[embedded]).mean()
+            )
+        return Assignment(crop_id, "assigned", student_id, "cluster", similarity, self.calibrated(similarity))
+
+    def calibrated(self, cosine_similarity: float | None) -> float | None:
+        """The similarity on the scale that people see: 0.5 at the model's own verification threshold."""
+        if cosine_similarity is None:
+            return None
+        spec = self.spec
+        return float(calibrated_similarity(1 - cosine_similarity, spec.verification_threshold))

@@ -1,0 +1,78 @@
+"""Group a session's faces into people, before anybody asks who they are."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import dagster as dg
+import numpy as np
+from pydantic import Field
+
+from pipelines.database import catalog, crops, identities
+from pipelines.faces.clustering import agglomerative_clusters, dbscan_clusters
+from pipelines.partitions import SessionKey
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import get_spec
+
+
+class ClusteringConfig(dg.Config):
+    """How a session's usable crops are clustered."""
+
+    algorithm: Literal["agglomerative", "dbscan"] = Field(
+        default="agglomerative",
+        description="agglomerative (average linkage) or dbscan, which leaves lone faces as noise.",
+    )
+    distance_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=2,
+        description="Cosine distance up to which faces are one person; unset: the model's own.",
+    )
+    max_clusters: int | None = Field(
+        default=None, ge=1, description="Bound on the number of clusters; it merges people when it bites."
+    )
+
+
+@dataclass(frozen=True)
+class ClusteringReport:
+    """The clusters of a session."""
+
+    crops: int
+    clusters: int
+    noise: int
+    largest: int
+    max_clusters_reached: bool
+    changed: bool
+
+
+@dataclass(frozen=True)
+class FaceCropClusteringService:
+    """Clusters the usable crops of a session by one model's vectors."""
+
+    database: Database
+    model_name: str
+    version: str
+
+    def cluster_session(self, key: SessionKey, config: ClusteringConfig) -> ClusteringReport:
+        """Cluster the session's usable, embedded crops; crops of one photo never share a cluster (agglomerative)."""
+        spec = get_spec(self.model_name)
+        threshold = config.distance_threshold or spec.clustering_distance
+        with self.database.connection() as connection:
+            session = catalog.find_session(connection, key)
+            photo_of = {c.id: c.image_id for c in crops.session_crops(connection, session.id) if c.usable}
+            ids, vectors = crops.read_embeddings(connection, spec.name, self.version, photo_of, spec.dimension)
+            photos = np.array([photo_of[crop_id] for crop_id in ids], dtype=np.int64)
+            if config.algorithm == "dbscan":
+                clustering = dbscan_clusters(vectors, threshold)
+            else:
+                clustering = agglomerative_clusters(vectors, threshold, photos, max_clusters=config.max_clusters)
+            labels = {crop_id: int(label) for crop_id, label in zip(ids, clustering.labels, strict=True) if label >= 0}
+            changed = identities.write_clusters(connection, session.id, spec.name, labels)
+        sizes = np.bincount(list(labels.values())) if labels else np.zeros(0, dtype=int)
+        return ClusteringReport(
+            crops=len(ids),
+            clusters=len(sizes),
+            noise=len(ids) - len(labels),
+            largest=int(sizes.max(initial=0)),
+            max_clusters_reached=clustering.max_clusters_reached,
+            changed=changed,
+        )

@@ -1,0 +1,161 @@
+"""Find the faces in a session's photos, keep them as crops, and say which are good enough to be clustered."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection
+
+from pipelines.database import catalog, crops
+from pipelines.database.catalog import Image
+from pipelines.errors import PhotoError
+from pipelines.faces.alignment import DLIB_150, five_point_chip
+from pipelines.faces.face import DetectedFace
+from pipelines.faces.metrics import match_boxes
+from pipelines.faces.quality import QualityGate, sharpness, yaw_degrees
+from pipelines.partitions import SessionKey
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import REGISTRY
+from pipelines.resources.face_detector import FaceDetector
+from pipelines.resources.photo_reader import read_photo
+from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.photo_roots import store_of
+from pipelines.settings import Settings
+
+# A portrait's second face may be a passer-by in the background; one nearly as large leaves open who is meant.
+EQUAL_FACES_AREA_RATIO = 0.6
+# How much of the surroundings a stored crop shows on each side, as a share of the box.
+CROP_MARGIN = 0.3
+
+
+@dataclass
+class DetectionReport:
+    """What searching a session's photos found; `refused` maps paths to reasons."""
+
+    photos_searched: int = 0
+    photos_skipped: int = 0
+    new_crops: int = 0
+    crops: int = 0
+    usable: int = 0
+    unusable_reasons: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DetectionService:
+    """Detects faces, once per photo and detector version."""
+
+    database: Database
+    store: PhotoStore
+    detector: FaceDetector
+    settings: Settings
+
+    def detect_session(self, key: SessionKey) -> DetectionReport:
+        """Search those of the session's photos that this version of the detector has not searched yet.
+
+        A photo that fails is refused with its reason and the others go on. An enrolment portrait keeps its largest
+        face, confirmed as the student the photo is named after.
+        """
+        report = DetectionReport()
+        store = store_of(self.database, self.store, key)
+        with self.database.connection() as connection:
+            session = catalog.find_session(connection, key)
+            images = catalog.session_images(connection, session.id)
+        for image in images:
+            if image.refused_reason is None and image.searched_with == self.detector.version:
+                report.photos_skipped += 1
+            elif image.refused_reason is None:
+                try:
+                    report.new_crops += self._search(store, key, session.class_id, image)
+                    report.photos_searched += 1
+                except PhotoError as error:
+                    with self.database.connection() as connection:
+                        catalog.refuse_image(connection, image.id, str(error))
+        with self.database.connection() as connection:
+            self._gate(connection, session.id, report)
+            report.refused = {
+                image.path: image.refused_reason
+                for image in catalog.session_images(connection, session.id)
+                if image.refused_reason
+            }
+        return report
+
+    def _search(self, store: PhotoStore, key: SessionKey, class_id: int, image: Image) -> int:
+        pixels = read_photo(store.read(image.path), image.path, self.settings.max_megapixels).pixels
+        faces = self.detector.detect(pixels)
+        if key.is_enrolment:
+            faces = [the_portrayed(faces, image.path)]
+        with self.database.connection() as connection:
+            catalog.lock_class(connection, class_id)
+            stored = crops.image_crops(connection, image.id)
+            # A newer detector's boxes take over the crops at their places, and with them who they are.
+            pairs = dict(match_boxes(_boxes(faces), np.array([c.face.box for c in stored]).reshape(-1, 4)))
+            for index, face in enumerate(faces):
+                chip = five_point_chip(pixels, face.landmarks, DLIB_150, 150)
+                quality = {"sharpness": sharpness(chip), "yaw": yaw_degrees(face.landmarks)}
+                if index in pairs:
+                    crop_id = stored[pairs[index]].id
+                    crops.update_crop(connection, crop_id, face, **quality)
+                    crops.delete_embeddings(connection, list(REGISTRY), crop_id)
+                else:
+                    crop_id = crops.insert_crop(connection, image.id, face, **quality)
+                path = store.write_crop(f"{key.class_name}/{key.session_name}/{crop_id}", cut_out(pixels, face))
+                crops.set_crop_path(connection, crop_id, path)
+                if image.student_id is not None:
+                    crops.confirm_crop(
+                        connection, class_id, crop_id, image.student_id, by="enrolment", reason="portrait"
+                    )
+            matched = set(pairs.values())
+            gone = [c.id for index, c in enumerate(stored) if index not in matched]
+            for path in crops.delete_crops_without_decisions(connection, gone):
+                store.delete_crop(path)
+            crops.mark_searched(connection, image.id, self.detector.version)
+        return len(faces) - len(pairs)
+
+    def _gate(self, connection: Connection, session_id: int, report: DetectionReport) -> None:
+        """Apply the quality gate to every crop of the session, for its settings may have changed since."""
+        gate = QualityGate(
+            min_size=self.settings.quality_min_size,
+            min_sharpness=self.settings.quality_min_sharpness,
+            min_confidence=self.settings.quality_min_confidence,
+            max_yaw=self.settings.quality_max_yaw,
+        )
+        for crop in crops.session_crops(connection, session_id):
+            reasons = gate.reasons(
+                size=min(crop.width, crop.height),
+                sharpness=crop.sharpness,
+                confidence=crop.confidence,
+                yaw=crop.yaw,
+            )
+            if reasons != crop.unusable_reasons:
+                crops.set_unusable_reasons(connection, crop.id, reasons)
+            report.crops += 1
+            report.usable += not reasons
+            for reason in reasons:
+                report.unusable_reasons[reason] = report.unusable_reasons.get(reason, 0) + 1
+
+
+def the_portrayed(faces: list[DetectedFace], path: str) -> DetectedFace:
+    """The largest face of an enrolment portrait; raises PhotoError where there is none or several are equally large."""
+    if not faces:
+        raise PhotoError(
+            f"No face was found in the portrait {path}: replace it with a clear photo of the student alone."
+        )
+    largest, *others = sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+    if others and others[0].box[2] * others[0].box[3] > EQUAL_FACES_AREA_RATIO * largest.box[2] * largest.box[3]:
+        raise PhotoError(
+            f"The portrait {path} shows several faces of about the same size: crop it so that it shows the student alone."
+        )
+    return largest
+
+
+def cut_out(pixels: NDArray[np.uint8], face: DetectedFace) -> NDArray[np.uint8]:
+    """The (h, w, 3) part of the photo that shows the face with some surroundings, for people to look at."""
+    x, y, width, height = face.box
+    top, bottom = int(max(0, y - CROP_MARGIN * height)), int(y + (1 + CROP_MARGIN) * height) + 1
+    left, right = int(max(0, x - CROP_MARGIN * width)), int(x + (1 + CROP_MARGIN) * width) + 1
+    return pixels[top:bottom, left:right]
+
+
+def _boxes(faces: list[DetectedFace]) -> NDArray[np.float64]:
+    return np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)

@@ -1,0 +1,184 @@
+"""A real PostgreSQL with pgvector for the whole test run, and an empty, migrated database for each test that asks."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import psycopg
+import pytest
+
+from pipelines.database import catalog, crops
+from pipelines.database.migrate import migrate
+from pipelines.database.server import database_url
+from pipelines.faces.face import DetectedFace
+from pipelines.partitions import SessionKey, parse_session_key
+from pipelines.resources import database as database_resource
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import get_spec
+from pipelines.settings import PROJECT_ROOT, Settings, get_settings
+
+SHARED_FACES = PROJECT_ROOT.parent / "shared" / "data" / "faces"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """ATTENDANSEE_HOME of the test run; nothing of the developer's own settings is seen."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("ATTENDANSEE_")]:
+            patch.delenv(name)
+        patch.delenv("DATABASE_URL", raising=False)
+        patch.setenv("ATTENDANSEE_HOME", str(folder))
+        patch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+        get_settings.cache_clear()
+        yield folder
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def template(home: Path) -> str:
+    """URL of a migrated database that tests copy; it lies in the embedded server."""
+    url = database_url(Settings(), dbname="template_attendansee")
+    migrate(url)
+    return url
+
+
+@pytest.fixture
+def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """An empty database of its own, which `Database()` and every service use during the test."""
+    name = f"test_{uuid4().hex[:12]}"
+    maintenance = template.replace("template_attendansee", "postgres")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template_attendansee")
+    monkeypatch.setenv("DATABASE_URL", template.replace("template_attendansee", name))
+    get_settings.cache_clear()
+    database_resource._ready_url.cache_clear()
+    yield Database()
+    database_resource._ready_url.cache_clear()
+    monkeypatch.undo()
+    get_settings.cache_clear()
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def shared_faces() -> Path:
+    """The folder of real photos with ground truth, which a clone alone does not have."""
+    if not SHARED_FACES.is_dir():
+        pytest.skip("the labelled photos in ../shared/data/faces are not here")
+    return SHARED_FACES
+
+
+@dataclass
+class MadeClass:
+    """Puts sessions of made vectors into the database, as detection and embedding would leave them."""
+
+    database: Database
+    model: str = "dlib"
+    version: str = "v"
+    people: dict[str, np.ndarray] = field(default_factory=dict)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def vector(self, person: str, distance: float = 0.03) -> np.ndarray:
+        """A unit vector about `distance` (cosine) away from the person's own; people are nearly orthogonal."""
+        dimension = get_spec(self.model).dimension
+        # One direction per name, whatever else was drawn before.
+        own = np.random.default_rng(sum(ord(c) * 31**i for i, c in enumerate(person)) % 2**32).normal(size=dimension)
+        own /= np.linalg.norm(own)
+        noise = self.rng.normal(size=dimension)
+        noise -= noise @ own * own
+        noise /= np.linalg.norm(noise)
+        cosine = 1 - distance
+        return (cosine * own + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
+
+    def session(
+        self, key: str, photos: list[list[str]], *, distance: float = 0.03, unusable: frozenset[str] = frozenset()
+    ) -> dict[tuple[int, str], int]:
+        """Add a session whose photos show these people; returns the crop id of each (photo number, person)."""
+        made: dict[tuple[int, str], int] = {}
+        session_key = parse_session_key(key)
+        with self.database.connection() as connection:
+            session = catalog.ensure_session(connection, session_key)
+            for number, people in enumerate(photos):
+                image_id = self._photo(connection, session_key, session.id, f"{number}.jpg")
+                for place, person in enumerate(people):
+                    crop_id = self._crop(connection, image_id, place)
+                    if person in unusable:
+                        crops.set_unusable_reasons(connection, crop_id, ["blurred"])
+                    made[number, person] = crop_id
+            self._embed(connection, made, distance)
+        return made
+
+    def enrol(self, class_name: str, *names: str) -> dict[str, int]:
+        """Add a confirmed portrait for each name; returns the students' ids."""
+        key = SessionKey(class_name, "enrol")
+        students: dict[str, int] = {}
+        made: dict[tuple[int, str], int] = {}
+        with self.database.connection() as connection:
+            session = catalog.ensure_session(connection, key)
+            for name in names:
+                students[name] = catalog.ensure_named_student(connection, session.class_id, name)
+                image_id = self._photo(connection, key, session.id, f"{name}.jpg")
+                made[0, name] = self._crop(connection, image_id, 0)
+                crops.confirm_crop(
+                    connection, session.class_id, made[0, name], students[name], by="enrolment", reason="portrait"
+                )
+            self._embed(connection, made, 0.03)
+        return students
+
+    def embed_again(self, model: str, made: dict[tuple[int, str], int], distance: float = 0.03) -> None:
+        """Give the crops vectors of another model too."""
+        before, self.model = self.model, model
+        with self.database.connection() as connection:
+            self._embed(connection, made, distance)
+        self.model = before
+
+    def _photo(self, connection: psycopg.Connection, key: SessionKey, session_id: int, name: str) -> int:
+        path = f"{key.class_name}/{key.session_name}/{name}"
+        catalog.insert_image(
+            connection,
+            session_id,
+            sha256=path,
+            path=path,
+            size_bytes=1,
+            width=1000,
+            height=1000,
+            taken_at=None,
+            refused_reason=None,
+        )
+        (image,) = [i for i in catalog.session_images(connection, session_id) if i.path == path]
+        return image.id
+
+    def _crop(self, connection: psycopg.Connection, image_id: int, place: int) -> int:
+        face = DetectedFace((place * 100.0, 0.0, 80.0, 80.0), np.zeros((5, 2), np.float32), 0.99)
+        return crops.insert_crop(connection, image_id, face, sharpness=1.0, yaw=0.0)
+
+    def _embed(self, connection: psycopg.Connection, made: dict[tuple[int, str], int], distance: float) -> None:
+        vectors = np.stack([self.vector(person, distance) for _, person in made])
+        crops.write_embeddings(connection, self.model, self.version, list(made.values()), vectors)
+
+
+@pytest.fixture
+def made_class(database: Database) -> MadeClass:
+    """A maker of sessions with made vectors in the test's database."""
+    return MadeClass(database)
+
+
+@pytest.fixture
+def identities_of(database: Database) -> Callable[..., dict[int, str | None]]:
+    """Reads the name of the student that each crop is assigned to."""
+
+    def read(made: dict[tuple[int, str], int], model: str = "dlib") -> dict[tuple[int, str], str | None]:
+        with database.connection() as connection:
+            rows = connection.execute(
+                """SELECT a.crop_id, st.name FROM assignments a JOIN students st ON st.id = a.student_id
+                WHERE a.model = %s AND a.state = 'assigned'""",
+                [model],
+            ).fetchall()
+        names = dict(rows)
+        return {place: names.get(crop_id) for place, crop_id in made.items()}
+
+    return read

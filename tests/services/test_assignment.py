@@ -1,0 +1,183 @@
+"""Identity decisions on made vectors in a real database: who is who, again and again, in any order, at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipelines.database import catalog
+from pipelines.partitions import parse_session_key
+from pipelines.services.assignment import AssignmentConfig, AssignmentReport, FaceCropAssignmentService
+from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
+
+
+@pytest.fixture
+def process(database):
+    """Cluster and assign a session, as the assets do."""
+
+    def run(key: str, model: str = "dlib", config: AssignmentConfig | None = None) -> AssignmentReport:
+        parsed = parse_session_key(key)
+        FaceCropClusteringService(database, model, "v").cluster_session(parsed, ClusteringConfig())
+        return FaceCropAssignmentService(database, model, "v").assign_session(parsed, config or AssignmentConfig())
+
+    return run
+
+
+def student_names(database, class_name: str) -> list[str]:
+    with database.connection() as connection:
+        class_id = catalog.find_class(connection, class_name)
+        return [n for (n,) in connection.execute("SELECT name FROM students WHERE class_id = %s ORDER BY id", [class_id])]
+
+
+def test_unknown_people_become_provisional_students_named_after_class_session_and_cluster(
+    made_class, process, identities_of
+):
+    crops = made_class.session("Math101__1", [["ann", "bob"], ["ann", "cem"]])
+    report = process("Math101__1")
+    names = identities_of(crops)
+    assert report.students_created == 3
+    assert names[0, "ann"] == names[1, "ann"]
+    assert {names[0, "ann"], names[0, "bob"], names[1, "cem"]} == {
+        f"Class_Math101_Session_1_Cluster_{n}" for n in (1, 2, 3)
+    }
+
+
+def test_a_later_session_finds_the_same_people_again(made_class, process, identities_of):
+    first, second = made_class.session("m__1", [["ann", "bob"]]), made_class.session("m__2", [["bob", "ann", "cem"]])
+    process("m__1")
+    assert process("m__2").students_created == 1
+    before, after = identities_of(first), identities_of(second)
+    assert (before[0, "ann"], before[0, "bob"]) == (after[0, "ann"], after[0, "bob"])
+
+
+def test_running_again_changes_nothing(made_class, database, process):
+    made_class.enrol("m", "ann")
+    made_class.session("m__1", [["ann", "bob"], ["ann", "dan"]])
+    made_class.session("m__2", [["bob", "dan"]])
+    for key in ("m__enrol", "m__1", "m__2"):
+        process(key)
+    names = student_names(database, "m")
+    for _ in range(2):
+        for key in ("m__2", "m__1", "m__enrol"):
+            assert process(key).changed == 0
+    assert student_names(database, "m") == names
+
+
+def test_portraits_give_names_and_a_guest_stays_unknown(made_class, process, identities_of):
+    made_class.enrol("m", "ann", "bob")
+    crops = made_class.session("m__1", [["ann", "guest"], ["bob"]])
+    process("m__enrol")
+    process("m__1")
+    names = identities_of(crops)
+    assert (names[0, "ann"], names[1, "bob"]) == ("ann", "bob")
+    assert names[0, "guest"] == "Class_m_Session_1_Cluster_1"
+
+
+def test_portraits_that_come_later_absorb_provisional_students(made_class, database, process, identities_of):
+    crops = made_class.session("m__1", [["ann", "bob"]])
+    later = made_class.session("m__2", [["ann", "bob"]])
+    process("m__1")
+    process("m__2")
+    made_class.enrol("m", "ann")
+    for key in ("m__enrol", "m__1", "m__2"):
+        process(key)
+    assert identities_of(crops)[0, "ann"] == identities_of(later)[0, "ann"] == "ann"
+    assert student_names(database, "m") == ["Class_m_Session_1_Cluster_2", "ann"] or student_names(database, "m") == [
+        "Class_m_Session_1_Cluster_1",
+        "ann",
+    ]
+
+
+def test_numbers_of_provisional_students_are_never_used_again(made_class, database, process):
+    made_class.session("m__1", [["ann"]])
+    process("m__1")
+    made_class.enrol("m", "ann")
+    process("m__1")
+    assert student_names(database, "m") == ["ann"]
+    with database.connection() as connection:
+        connection.execute("DELETE FROM decisions")
+        connection.execute("DELETE FROM assignments")
+    process("m__1")
+    assert "Class_m_Session_1_Cluster_2" in student_names(database, "m")
+
+
+@pytest.mark.parametrize("order", [("1", "2", "3"), ("3", "1", "2"), ("2", "3", "1")])
+def test_the_order_of_sessions_does_not_decide_who_is_one_person(made_class, process, identities_of, order):
+    crops = {
+        number: made_class.session(f"m__{number}", [["ann", "bob"], ["cem", extra]])
+        for number, extra in (("1", "dan"), ("2", "eve"), ("3", "dan"))
+    }
+    for number in order:
+        process(f"m__{number}")
+    who = {}
+    for number, made in crops.items():
+        for (photo, person), name in identities_of(made).items():
+            assert name is not None
+            who.setdefault(person, set()).add(name)
+    assert all(len(names) == 1 for names in who.values()), who
+    assert len(set.union(*who.values())) == 5
+
+
+def test_two_sessions_processed_at_once_do_not_make_a_person_twice(made_class, database, process):
+    keys = [f"m__{n}" for n in range(6)]
+    for key in keys:
+        made_class.session(key, [["ann", "bob", "cem"]])
+    with ThreadPoolExecutor(6) as pool:
+        reports = list(pool.map(process, keys))
+    assert sum(report.students_created for report in reports) == 3
+    assert len(student_names(database, "m")) == 3
+
+
+def test_a_photo_shows_nobody_twice(made_class, process, identities_of, database):
+    made_class.enrol("m", "ann")
+    crops = made_class.session("m__1", [["ann", "poster"]])
+    with database.connection() as connection:
+        # A poster of ann hangs on the wall: its face is as near to her portrait as her own.
+        connection.execute(
+            """UPDATE embeddings_dlib SET embedding = (SELECT embedding FROM embeddings_dlib WHERE crop_id = %s)
+            WHERE crop_id = %s""",
+            [crops[0, "ann"], crops[0, "poster"]],
+        )
+    report = process("m__1")
+    assert (report.assigned, report.needs_review) == (1, 1)
+    assert list(identities_of(crops).values()).count("ann") == 1
+
+
+def test_an_unusable_crop_is_recognised_but_never_becomes_a_new_student(made_class, process, identities_of):
+    made_class.enrol("m", "ann")
+    crops = made_class.session("m__1", [["ann", "blur"]], unusable=frozenset({"ann", "blur"}))
+    report = process("m__1")
+    assert report.students_created == 0
+    assert identities_of(crops) == {(0, "ann"): "ann", (0, "blur"): None}
+
+
+def test_a_new_model_keeps_the_names_that_people_gave(made_class, database, process, identities_of):
+    crops = made_class.session("m__1", [["ann", "bob"]])
+    process("m__1")
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE students SET name = 'Ann', provisional = false WHERE id = "
+            "(SELECT student_id FROM assignments WHERE crop_id = %s)",
+            [crops[0, "ann"]],
+        )
+    made_class.embed_again("arcface", crops)
+    assert process("m__1", "arcface").students_created == 0
+    assert identities_of(crops, "arcface") == identities_of(crops, "dlib")
+    assert identities_of(crops, "arcface")[0, "ann"] == "Ann"
+
+
+def test_max_clusters_says_when_it_merges_people(made_class, database):
+    made_class.session("m__1", [["ann"], ["bob"], ["cem"]])
+    service = FaceCropClusteringService(database, "dlib", "v")
+    key = parse_session_key("m__1")
+    assert not service.cluster_session(key, ClusteringConfig()).max_clusters_reached
+    bounded = service.cluster_session(key, ClusteringConfig(max_clusters=2))
+    assert (bounded.clusters, bounded.max_clusters_reached) == (2, True)
+
+
+def test_dbscan_leaves_a_lone_face_as_noise_without_a_student(made_class, database, identities_of):
+    crops = made_class.session("m__1", [["ann", "bob"], ["ann"]])
+    key = parse_session_key("m__1")
+    report = FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
+    assert (report.clusters, report.noise) == (1, 1)
+    FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+    assert identities_of(crops)[0, "bob"] is None
