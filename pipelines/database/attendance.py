@@ -78,18 +78,18 @@ class FaceCounts:
     """What became of the faces of one session."""
 
     faces: int
-    usable: int
-    assigned: int
-    unknown: int
-    needs_review: int
-    no_match: int
+    usable_faces: int
+    known_faces: int
+    unknown_faces: int
+    doubtful_faces: int
+    unmatched_faces: int
     photos: int
     photos_without_faces: int
     photos_refused: int
 
 
 def count_faces(connection: Connection, session_id: int, model: str) -> FaceCounts:
-    """Counts over the session's present photos; `unknown` are faces of provisional students."""
+    """Counts over the session's present photos; `unknown_faces` are of provisional students."""
     with connection.cursor(row_factory=class_row(FaceCounts)) as cursor:
         row = cursor.execute(
             """WITH photos AS (
@@ -103,11 +103,11 @@ def count_faces(connection: Connection, session_id: int, model: str) -> FaceCoun
                 LEFT JOIN students st ON st.id = a.student_id
             )
             SELECT (SELECT count(*) FROM faces) AS faces,
-                (SELECT count(*) FROM faces WHERE usable) AS usable,
-                (SELECT count(*) FROM faces WHERE state = 'assigned' AND NOT provisional) AS assigned,
-                (SELECT count(*) FROM faces WHERE state = 'assigned' AND provisional) AS unknown,
-                (SELECT count(*) FROM faces WHERE state = 'needs_review') AS needs_review,
-                (SELECT count(*) FROM faces WHERE state = 'no_match') AS no_match,
+                (SELECT count(*) FROM faces WHERE usable) AS usable_faces,
+                (SELECT count(*) FROM faces WHERE state = 'assigned' AND NOT provisional) AS known_faces,
+                (SELECT count(*) FROM faces WHERE state = 'assigned' AND provisional) AS unknown_faces,
+                (SELECT count(*) FROM faces WHERE state = 'needs_review') AS doubtful_faces,
+                (SELECT count(*) FROM faces WHERE state = 'no_match') AS unmatched_faces,
                 (SELECT count(*) FROM photos) AS photos,
                 (SELECT count(*) FROM photos WHERE refused_reason IS NULL AND faces = 0) AS photos_without_faces,
                 (SELECT count(*) FROM photos WHERE refused_reason IS NOT NULL) AS photos_refused""",

@@ -145,12 +145,10 @@ class _SessionRun:
             self.vectors[[self.index[crop_id] for crop_id in probes]], self.gallery_vectors[part]
         )
         students = np.array([self.gallery[i].student_id for i in part])
-        # Whoever is in the photo already cannot be in it twice.
-        for row, crop_id in enumerate(probes):
-            similarity[row, np.isin(students, list(self.students_in_photo(self.photo[crop_id])))] = -1
+        photos = [self.photo[crop_id] for crop_id in probes]
+        taken = {photo: self.students_in_photo(photo) for photo in set(photos)}
         votes = knn_votes(similarity, students, self.k, self.threshold, self.use_voting)
-        photos = np.array([self.photo[crop_id] for crop_id in probes])
-        for crop_id, decision in zip(probes, assign_one_to_one(votes, photos, self.margin), strict=True):
+        for crop_id, decision in zip(probes, assign_one_to_one(votes, photos, self.margin, taken), strict=True):
             self.decided[crop_id] = Assignment(
                 crop_id,
                 decision.state,

@@ -1,0 +1,54 @@
+"""A class's register: students by sessions."""
+
+from time import perf_counter
+
+import dagster as dg
+
+from pipelines.assets.common import BACKFILL, OWNERS, TAGS, model_asset, model_code_version, record
+from pipelines.partitions import classes
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import ModelSpec
+from pipelines.services.attendance import AttendanceService
+
+
+def build_class_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
+    """`<model>/class_attendance`."""
+
+    @dg.asset(
+        key=model_asset(spec, "class_attendance"),
+        # For lineage only: the class attendance sensor requests the runs. An eager condition would wait for every
+        # session of every class and start all classes whenever one session changes.
+        deps=[
+            dg.AssetDep(model_asset(spec, "session_attendance"), partition_mapping=dg.AllPartitionMapping()),
+        ],
+        partitions_def=classes,
+        group_name=spec.name,
+        kinds={"python", "postgres"},
+        owners=OWNERS,
+        tags=TAGS,
+        code_version=model_code_version(spec, "1"),
+        backfill_policy=BACKFILL,
+        description="The class's register over all its sessions, as a table.",
+    )
+    def class_attendance(context: dg.AssetExecutionContext, database: Database) -> None:
+        for class_name in context.partition_keys:
+            started = perf_counter()
+            register = AttendanceService(database, spec.name).register(class_name)
+            columns = ["student", *register.sessions]
+            record(
+                context,
+                class_name,
+                started,
+                {
+                    "model": spec.name,
+                    "students": len(register.students),
+                    "sessions": len(register.sessions),
+                    "unknown": len(register.unknown),
+                    "register": dg.MetadataValue.table(
+                        [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in register.rows()],
+                        schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
+                    ),
+                },
+            )
+
+    return class_attendance

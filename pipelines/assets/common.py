@@ -1,0 +1,71 @@
+"""What every asset shares: labels, and the loop over a run's partitions."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+import dagster as dg
+
+from pipelines.errors import AttendanseeError
+from pipelines.partitions import SessionKey, parse_session_key
+from pipelines.resources.embedding.registry import ModelSpec
+
+# Beta in Dagster 1.13; said once here, and not 22 times at every start of a process.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
+
+OWNERS = ["team:attendansee"]
+TAGS = {"domain": "attendance", "pii": "true"}
+# Runs of a backfill take 25 sessions each: start-up is paid once for them, and a failure costs no more than them.
+BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=25)
+
+
+def model_asset(spec: ModelSpec, name: str) -> dg.AssetKey:
+    """The key of an asset in a model's lineage."""
+    return dg.AssetKey([spec.name, name])
+
+
+def model_code_version(spec: ModelSpec, algorithm: str) -> str:
+    """Changes with the algorithm and with the model's published weights."""
+    return f"{algorithm}+{spec.name}-{spec.weights_sha256[:12]}"
+
+
+def for_each_session(
+    context: dg.AssetExecutionContext, work: Callable[[SessionKey], Mapping[str, Any]], **parameters: Any
+) -> None:
+    """Do the work for every session of the run, and record its counts, duration and parameters on that partition.
+
+    In a run over a range of partitions, metadata that is returned would be copied to every partition.
+    """
+    for partition_key in context.partition_keys:
+        started = perf_counter()
+        try:
+            metadata = work(parse_session_key(partition_key))
+        except AttendanseeError as error:
+            raise dg.Failure(f"{partition_key}: {error}", allow_retries=False) from error
+        record(context, partition_key, started, {**metadata, **parameters})
+
+
+def record(context: dg.AssetExecutionContext, partition_key: str, started: float, metadata: Mapping[str, Any]) -> None:
+    """Attach metadata and the time since `started` (of perf_counter) to one partition of the asset being made."""
+    seconds = perf_counter() - started
+    context.add_asset_metadata({**metadata, "duration_seconds": round(seconds, 3)}, partition_key=partition_key)
+    counts = ", ".join(f"{name} {value}" for name, value in metadata.items() if isinstance(value, int))
+    context.log.info(f"{partition_key}: {counts} ({seconds:.1f} s)")
+
+
+def counts(report: Any) -> dict[str, Any]:
+    """A report dataclass as metadata; mappings become tables of two columns."""
+    return {
+        name: table(value, "name", "reason") if isinstance(value, dict) else value
+        for name, value in asdict(report).items()
+    }
+
+
+def table(rows: Mapping[Any, Any], *columns: str) -> dg.TableMetadataValue:
+    """A mapping as a table in the UI."""
+    return dg.MetadataValue.table(
+        [dg.TableRecord(dict(zip(columns, (str(k), str(v)), strict=True))) for k, v in rows.items()],
+        schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
+    )

@@ -1,0 +1,43 @@
+"""A session's faces grouped into people by one model's vectors."""
+
+import dagster as dg
+
+from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session, model_asset, model_code_version
+from pipelines.partitions import sessions
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import ModelSpec
+from pipelines.resources.embedding_models import EmbeddingModels
+from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
+
+
+def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
+    """`<model>/face_clusters`."""
+
+    @dg.asset(
+        key=model_asset(spec, "face_clusters"),
+        deps=[model_asset(spec, "face_embeddings")],
+        partitions_def=sessions,
+        group_name=spec.name,
+        kinds={"python", "numpy", "postgres"},
+        owners=OWNERS,
+        tags=TAGS,
+        code_version=model_code_version(spec, "1"),
+        backfill_policy=BACKFILL,
+        description="The session's usable crops in groups of one person each; crops of one photo are never together.",
+    )
+    def face_clusters(
+        context: dg.AssetExecutionContext,
+        config: ClusteringConfig,
+        database: Database,
+        embedding_models: EmbeddingModels,
+    ) -> None:
+        service = FaceCropClusteringService(database, spec.name, embedding_models.version(spec.name))
+        for_each_session(
+            context,
+            lambda key: counts(service.cluster_session(key, config)),
+            model=spec.name,
+            algorithm=config.algorithm,
+            distance_threshold=config.distance_threshold or spec.clustering_distance,
+        )
+
+    return face_clusters

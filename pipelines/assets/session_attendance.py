@@ -1,0 +1,39 @@
+"""Who was present in a session, by one model's assignments."""
+
+from dataclasses import asdict
+
+import dagster as dg
+
+from pipelines.assets.common import BACKFILL, OWNERS, TAGS, for_each_session, model_asset, model_code_version
+from pipelines.partitions import SessionKey, sessions
+from pipelines.resources.database import Database
+from pipelines.resources.embedding.registry import ModelSpec
+from pipelines.services.attendance import AttendanceService
+
+
+def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
+    """`<model>/session_attendance`."""
+
+    @dg.asset(
+        key=model_asset(spec, "session_attendance"),
+        deps=[model_asset(spec, "student_assignments")],
+        partitions_def=sessions,
+        group_name=spec.name,
+        kinds={"python", "postgres"},
+        owners=OWNERS,
+        tags=TAGS,
+        code_version=model_code_version(spec, "1"),
+        backfill_policy=BACKFILL,
+        description="Present, absent or unsure for every student of the class, and the unknown people who were seen.",
+    )
+    def session_attendance(context: dg.AssetExecutionContext, database: Database) -> None:
+        service = AttendanceService(database, spec.name)
+
+        def register(key: SessionKey) -> dict[str, object]:
+            faces = service.register_session(key)
+            people = service.register(key.class_name).counts(key.session_name)
+            return {**asdict(faces), **people}
+
+        for_each_session(context, register, model=spec.name)
+
+    return session_attendance

@@ -1,0 +1,29 @@
+"""Photos of a session, registered once each."""
+
+import dagster as dg
+
+from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session
+from pipelines.partitions import sessions
+from pipelines.resources.database import Database
+from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.intake import register_session_images
+from pipelines.settings import get_settings
+
+
+@dg.asset(
+    partitions_def=sessions,
+    group_name="photos",
+    kinds={"python", "postgres"},
+    owners=OWNERS,
+    tags=TAGS,
+    code_version="1",
+    backfill_policy=BACKFILL,
+)
+def session_images(context: dg.AssetExecutionContext, database: Database, photo_store: PhotoStore) -> None:
+    """The session's photos, each once by content hash with size, date and path, or with the reason it was refused."""
+    settings = get_settings()
+    for_each_session(
+        context,
+        lambda key: counts(register_session_images(database, photo_store, settings, key)),
+        max_megapixels=settings.max_megapixels,
+    )

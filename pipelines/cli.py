@@ -1,0 +1,285 @@
+"""`attendansee ...`: what the pipeline does, from a terminal."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.errors import AttendanseeError
+from pipelines.resources.embedding.registry import REGISTRY
+from pipelines.settings import Settings, get_settings
+
+MODEL = click.Choice(list(REGISTRY))
+
+
+def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Show an error that is meant for a person as one sentence, and end with status 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except AttendanseeError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="attendansee-pipelines")
+def main() -> None:
+    """Class photos in, attendance out."""
+    # Alembic, TensorFlow and Dagster say much that is of no use to somebody who waits for a table.
+    logging.disable(logging.INFO)
+
+
+@main.command()
+@click.argument("photos")
+@click.option("--model", type=MODEL, default=None, help="Embedding model; default ATTENDANSEE_MODEL (dlib).")
+@click.option("--class", "class_name", help="Only this class.")
+@click.option("--session", "session_name", help="Only this session (and the class's portraits).")
+@click.option("--force", is_flag=True, help="Process again what was processed as it is now.")
+@plain_errors
+def run(photos: str, model: str | None, class_name: str | None, session_name: str | None, force: bool) -> None:
+    """Register and process everything new below PHOTOS, then print each class's attendance."""
+    settings = get_settings()
+    if not run_photos(settings, photos, model or settings.model, class_name, session_name, force=force):
+        sys.exit(1)
+
+
+def run_photos(
+    settings: Settings,
+    photos: str,
+    model: str,
+    class_name: str | None = None,
+    session_name: str | None = None,
+    *,
+    force: bool = False,
+) -> bool:
+    """Process a photo root with progress, print the tables; returns False where anything failed."""
+    import dagster as dg
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from pipelines.instance import fail_lost_runs, prepare_dagster_home
+    from pipelines.resources.database import Database
+    from pipelines.resources.embedding_models import EmbeddingModels
+    from pipelines.resources.photo_store import PhotoStore
+    from pipelines.runner import plan, process
+    from pipelines.services.attendance import AttendanceService
+
+    console = Console(stderr=True)
+    EmbeddingModels.from_settings(settings).require(model)
+    root = photos if "://" in photos else str(Path(photos).expanduser().resolve())
+    store = PhotoStore.from_settings(settings.model_copy(update={"photos": root}))
+    listing = store.scan()
+    for folder in listing.bad_folders:
+        console.print(f"[yellow]{folder.reason}")
+    work = plan(listing, model, class_name, session_name)
+    prepare_dagster_home(settings)
+    database = Database()
+    failed = skipped = 0
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with dg.DagsterInstance.get() as instance, Progress(*columns, console=console) as progress:
+        fail_lost_runs(instance)
+        task = progress.add_task("starting", total=len(work))
+        for outcome in process(
+            work,
+            instance=instance,
+            database=database,
+            store=store,
+            model=model,
+            force=force,
+            on_start=lambda name: progress.update(task, description=name),
+        ):
+            progress.advance(task)
+            skipped += outcome.skipped
+            if outcome.reason:
+                failed += 1
+                progress.console.print(f"[red]{outcome.name} failed:[/] {outcome.reason}", highlight=False)
+        progress.update(task, description="done", completed=len(work))
+    console.print(f"{len(work) - skipped} of {len(work)} sessions processed, the others have not changed.")
+    for name in dict.fromkeys(item.key.class_name for item in work):
+        print_register(AttendanceService(database, model).register(name))
+        print_refusals(console, database, name)
+    return not failed
+
+
+def print_register(register: Any) -> None:
+    """The register as a table: a tick and a word in each cell, so that colour is not needed."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    marks = {
+        "present": "[green]✓ present",
+        "absent": "[red]✗ absent",
+        "unsure": "[yellow]? unsure",
+        "unknown": "[magenta]● unknown",
+        "": "",
+    }
+    table = Table(title=f"Attendance of {register.class_name} ({register.model})", title_justify="left")
+    table.add_column("student")
+    for session in register.sessions:
+        table.add_column(session)
+    for name, *cells in register.rows():
+        table.add_row(name, *(marks[cell] for cell in cells))
+    # A register cut off at the edge of a narrow terminal or a pipe would hide names and sessions.
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), table).maximum)
+    console.print(table)
+
+
+def print_refusals(console: Any, database: Any, class_name: str) -> None:
+    """Every photo of the class that could not be used, with its reason."""
+    from pipelines.database import catalog
+
+    with database.connection() as connection:
+        refused = catalog.refused_photos(connection, class_name)
+    for reason in refused:
+        console.print(f"[yellow]not used:[/] {reason}", highlight=False)
+
+
+@main.command()
+@click.argument("class_name", metavar="CLASS")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--model", type=MODEL, default=None, help="Another model's lineage than the class's active one.")
+@plain_errors
+def attendance(class_name: str, style: str, model: str | None) -> None:
+    """Print the register of CLASS."""
+    from pipelines.resources.database import Database
+    from pipelines.services.attendance import AttendanceService
+
+    database = Database()
+    register = AttendanceService(database, model or _active_model(database, class_name)).register(class_name)
+    if style == "table":
+        print_register(register)
+    else:
+        click.echo(register.to_csv() if style == "csv" else register.to_json(), nl=style == "json")
+
+
+def _active_model(database: Any, class_name: str) -> str:
+    from pipelines.database import catalog
+
+    with database.connection() as connection:
+        return catalog.active_model(connection, class_name) or get_settings().model
+
+
+@main.command()
+@click.argument("class_name", metavar="CLASS")
+@click.option("--labels", type=click.Path(path_type=Path), required=True, help="CSV: file,x,y,w,h,identity[,role].")
+@click.option("--attendance", "truth", type=click.Path(path_type=Path), help="CSV: session,identity,present.")
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--model", type=MODEL, default=None, help="Another model's lineage than the class's active one.")
+@plain_errors
+def evaluate(class_name: str, labels: Path, truth: Path | None, style: str, model: str | None) -> None:
+    """Compare what was decided about CLASS with labels made by people."""
+    from pipelines.resources.database import Database
+    from pipelines.services.evaluation import evaluate_class
+
+    database = Database()
+    figures = asdict(evaluate_class(database, class_name, model or _active_model(database, class_name), labels, truth))
+    if style == "json":
+        click.echo(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:<22} {value if value is None or isinstance(value, int) else f'{value:.4f}'}")
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """List the embedding models, or fetch and add their weights."""
+    if context.invoked_subcommand is None:
+        _list_models()
+
+
+def _list_models() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.resources.embedding.weights import weights_status
+
+    table = Table("model", "dimension", "weights", "sha256", "file and licence")
+    settings = get_settings()
+    for spec in REGISTRY.values():
+        status = weights_status(spec, settings)
+        table.add_row(
+            spec.name,
+            str(spec.dimension),
+            "missing" if status.state == "missing" else "present",
+            {"verified": "verified", "mismatch": "NOT the published one", "missing": "-"}[status.state],
+            f"{status.path}\n{spec.licence}",
+            end_section=True,
+        )
+    Console().print(table)
+
+
+@models.command()
+@click.argument("name", type=MODEL)
+@plain_errors
+def fetch(name: str) -> None:
+    """Let DeepFace download the weights of model NAME, and verify them."""
+    from pipelines.resources.embedding.weights import fetch_weights
+
+    click.echo(f"{name}: {fetch_weights(name, get_settings()).path}")
+
+
+@models.command()
+@click.argument("name", type=MODEL)
+@click.argument("file", type=click.Path(path_type=Path))
+@plain_errors
+def add(name: str, file: Path) -> None:
+    """Verify FILE as the weights of model NAME and put it in its place (for machines without internet)."""
+    from pipelines.resources.embedding.weights import add_weights
+
+    click.echo(f"{name}: {add_weights(name, file, get_settings()).path}")
+
+
+@main.command()
+@plain_errors
+def migrate() -> None:
+    """Bring the database's tables up to date."""
+    from pipelines.database.migrate import migrate as upgrade
+    from pipelines.database.server import check_server, database_url
+
+    url = database_url(get_settings())
+    check_server(url)
+    click.echo(f"The database is at revision {upgrade(url)}.")
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="Port of the Dagster UI.")
+@click.option("--watch", metavar="PHOTOS", help="Process new photos below this root as they arrive.")
+@plain_errors
+def up(port: int, watch: str | None) -> None:
+    """Start the Dagster UI and its daemon on 127.0.0.1; Ctrl-C stops them and the embedded database."""
+    from pipelines.up import run_up
+
+    run_up(get_settings(), port=port, watch=watch)
+
+
+@main.command()
+@plain_errors
+def demo() -> None:
+    """Make a sample class from photos that packages ship, process it, and print its attendance."""
+    from pipelines.demo_photos import make_demo_photos
+
+    settings = get_settings()
+    photos = settings.home / "demo" / "photos"
+    make_demo_photos(photos)
+    succeeded = run_photos(settings, str(photos), "dlib")
+    click.echo("\nDagster UI: run `.venv/bin/attendansee up`, then open http://127.0.0.1:3000")
+    sys.exit(0 if succeeded else 1)

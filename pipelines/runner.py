@@ -1,0 +1,145 @@
+"""Process a photo root through Dagster's instance, in this process: what the sensor does, while somebody waits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from pipelines.database import catalog
+from pipelines.errors import AttendanseeError
+from pipelines.instance import process_tag
+from pipelines.partitions import ENROL, SessionKey, classes, sessions
+from pipelines.resources.database import Database
+from pipelines.resources.photo_store import Listing, PhotoStore, fingerprint
+from pipelines.sensors.scan import by_session
+
+FINGERPRINT_TAG = "attendansee/fingerprint"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one session's (or class's) run ended; `reason` is empty where it succeeded."""
+
+    name: str
+    skipped: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One session to process, with the fingerprint of its photos and its class's portraits."""
+
+    key: SessionKey
+    fingerprint: str
+
+
+def plan(listing: Listing, model: str, class_name: str | None, session_name: str | None) -> list[Work]:
+    """The sessions of the listing in the order to process them: a class's portraits first, then its sessions by name.
+
+    Raises AttendanseeError where the given class or session is not there.
+    """
+    fingerprints = {key: fingerprint(files) for key, files in by_session(listing).items()}
+    wanted = [
+        key
+        for key in sorted(fingerprints, key=lambda key: (key.class_name, not key.is_enrolment, key.session_name))
+        if class_name in (None, key.class_name) and (session_name in (None, key.session_name) or key.is_enrolment)
+    ]
+    if not any(session_name in (None, key.session_name) for key in wanted):
+        there = ", ".join(sorted(str(key) for key in fingerprints)) or "none"
+        raise AttendanseeError(f"No photos match the class and session given: choose among these sessions ({there}).")
+    return [
+        # New portraits make a class's sessions new too: they give names to faces.
+        Work(key, f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}")
+        for key in wanted
+    ]
+
+
+def process(
+    work: list[Work],
+    *,
+    instance: dg.DagsterInstance,
+    database: Database,
+    store: PhotoStore,
+    model: str,
+    force: bool = False,
+    on_start: Callable[[str], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Run every session whose photos no successful run has seen as they are now, then the register of each class.
+
+    A session that fails is reported and the others go on.
+    """
+    from pipelines.definitions import defs
+
+    keys = [str(item.key) for item in work]
+    instance.add_dynamic_partitions(sessions.name or "", keys)
+    class_names = list(dict.fromkeys(item.key.class_name for item in work))
+    instance.add_dynamic_partitions(classes.name or "", class_names)
+    job = defs.resolve_job_def(f"process_session_{model}")
+    changed: set[str] = set()
+    for item in work:
+        name = str(item.key)
+        on_start(name)
+        if not force and _is_done(instance, job.name, item):
+            yield Outcome(name, skipped=True)
+            continue
+        changed.add(item.key.class_name)
+        yield _execute(
+            job,
+            name,
+            instance,
+            tags={FINGERPRINT_TAG: item.fingerprint, "attendansee/class": item.key.class_name},
+            resources={"photo_store": {"config": {"photos": store.photos, "crops": store.crops}}},
+        )
+        with database.connection() as connection:
+            catalog.adopt_model(connection, item.key.class_name, model)
+    register = defs.resolve_job_def(f"class_attendance_{model}")
+    for class_name in class_names:
+        if class_name in changed:
+            on_start(class_name)
+            yield _execute(register, class_name, instance, tags={"attendansee/class": class_name}, resources={})
+
+
+def _is_done(instance: dg.DagsterInstance, job_name: str, item: Work) -> bool:
+    """Whether the session's latest successful run saw the photos as they are now."""
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            job_name=job_name,
+            tags={"dagster/partition": str(item.key)},
+            statuses=[dg.DagsterRunStatus.SUCCESS],
+        ),
+        limit=1,
+    )
+    return bool(records) and records[0].dagster_run.tags.get(FINGERPRINT_TAG) == item.fingerprint
+
+
+def _execute(
+    job: dg.JobDefinition,
+    partition_key: str,
+    instance: dg.DagsterInstance,
+    tags: dict[str, str],
+    resources: dict[str, Any],
+) -> Outcome:
+    result = job.execute_in_process(
+        instance=instance,
+        partition_key=partition_key,
+        tags={**tags, **process_tag()},
+        run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
+    return Outcome(partition_key, reason="" if result.success else _why(result))
+
+
+def _why(result: dg.ExecuteInProcessResult) -> str:
+    """The innermost error of the first failed step, or the failed check's findings, in one line."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            if error is not None:
+                return f"{event.step_key}: {error.message.strip().splitlines()[0]}"
+    for evaluation in result.get_asset_check_evaluations():
+        if not evaluation.passed:
+            return f"{evaluation.check_name}: {evaluation.description}"
+    return f"run {result.run_id} failed: open it in the Dagster UI"

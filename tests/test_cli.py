@@ -1,0 +1,126 @@
+"""The commands as people use them: real database, real Dagster instance, real detector and model."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner, Result
+
+from pipelines.cli import main
+from pipelines.demo_photos import make_demo_photos
+from pipelines.instance import prepare_dagster_home
+from pipelines.settings import Settings, get_settings
+
+
+def attendansee(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "200"})
+
+
+def counts(database) -> dict[str, int]:
+    with database.connection() as connection:
+        return {
+            name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+            for name in ("images", "face_crops", "embeddings_dlib", "students", "assignments", "attendance")
+        }
+
+
+@pytest.fixture(scope="module")
+def demo_photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "photos"
+    make_demo_photos(folder)
+    return folder
+
+
+def test_a_photo_folder_becomes_an_attendance_table_and_a_second_run_adds_nothing(database, demo_photos):
+    result = attendansee("run", demo_photos)
+    assert result.exit_code == 0, result.output
+    for status in ("present", "absent", "unknown"):
+        assert status in result.stdout
+    before = counts(database)
+    again = attendansee("run", demo_photos)
+    assert "0 of 4 sessions processed" in again.stderr
+    forced = attendansee("run", demo_photos, "--force")
+    assert (again.exit_code, forced.exit_code) == (0, 0)
+    assert counts(database) == before
+    assert forced.stdout == again.stdout == result.stdout
+
+    rows = list(csv.DictReader(io.StringIO(attendansee("attendance", "Demo101", "--format", "csv").stdout)))
+    statuses = {row["status"] for row in rows}
+    assert {"present", "absent", "unknown"} <= statuses
+    assert {row["date"][:4] for row in rows} == {"2026"}
+    table = json.loads(attendansee("attendance", "Demo101", "--format", "json").stdout)
+    assert sum(s["counts"]["present"] for s in table["sessions"]) == [r["status"] for r in rows].count("present")
+
+    # The UI shows what the command did: a run for each session, and the register of the class.
+    prepare_dagster_home(get_settings())
+    with dg.DagsterInstance.get() as instance:
+        for session in table["sessions"]:
+            runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": f"Demo101__{session['session']}"}))
+            assert len(runs) == 2
+            assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+        event = instance.get_latest_materialization_event(dg.AssetKey(["dlib", "class_attendance"]))
+        assert event.asset_materialization.metadata["students"].value == 6
+
+
+def test_no_face_and_no_vector_is_in_dagsters_event_log(database, demo_photos):
+    attendansee("run", demo_photos, "--force", "--session", "2026-09-07")
+    with dg.DagsterInstance.get() as instance:
+        (run, *_) = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "Demo101__2026-09-07"}), limit=1)
+        events = instance.all_logs(run.run_id)
+    assert events
+    longest = max(len(str(event)) for event in events)
+    assert longest < 20_000
+    assert not [event for event in events if "base64" in str(event)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere/at/all"], "does not exist"),
+        (["attendance", "NoSuchClass"], "There is no class 'NoSuchClass'"),
+        (["evaluate", "NoSuchClass", "--labels", "none.csv"], "cannot be read"),
+        (["models", "add", "facenet", "nothing.h5"], "nothing.h5"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(database, arguments, words):
+    result = attendansee(*arguments)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_missing_weights_are_named_with_place_and_command_before_any_work(database, demo_photos):
+    result = attendansee("run", demo_photos, "--model", "facenet")
+    assert result.exit_code == 1
+    assert str(get_settings().weights_folder) in result.stderr.replace("\n", "")
+    assert "attendansee models fetch facenet" in result.stderr
+    assert counts(database)["images"] == 0
+
+
+def test_a_wrong_class_or_session_names_what_there_is(database, demo_photos):
+    result = attendansee("run", demo_photos, "--session", "never")
+    assert result.exit_code == 1
+    assert "Demo101__2026-09-07" in result.stderr
+
+
+def test_models_lists_each_model_with_what_is_known_of_its_weights():
+    output = attendansee("models").stdout
+    for words in ("facenet512", "arcface", "512", "missing", "verified", "CC0"):
+        assert words in output
+
+
+def test_migrate_says_the_revision(database):
+    assert "revision 0001" in attendansee("migrate").stdout
+
+
+def test_the_readme_states_every_setting_with_its_default():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias or f"ATTENDANSEE_{name.upper()}"
+        (line,) = [line for line in readme.splitlines() if line.startswith(f"| `{variable}`")]
+        if field.default_factory is None and field.default is not None:
+            shown = str(int(field.default)) if isinstance(field.default, bool) else f"{field.default}"
+            assert f"| `{shown.removesuffix('.0')}` |" in line, line
