@@ -91,8 +91,7 @@ class DetectionService:
             # A newer detector's boxes take over the crops at their places, and with them who they are.
             pairs = dict(match_boxes(_boxes(faces), np.array([c.face.box for c in stored]).reshape(-1, 4)))
             for index, face in enumerate(faces):
-                chip = five_point_chip(pixels, face.landmarks, DLIB_150, 150)
-                quality = {"sharpness": sharpness(chip), "yaw": yaw_degrees(face.landmarks)}
+                quality = {"sharpness": _sharpness(pixels, face), "yaw": yaw_degrees(face.landmarks)}
                 if index in pairs:
                     crop_id = stored[pairs[index]].id
                     crops.update_crop(connection, crop_id, face, **quality)
@@ -155,6 +154,14 @@ def cut_out(pixels: NDArray[np.uint8], face: DetectedFace) -> NDArray[np.uint8]:
     top, bottom = int(max(0, y - CROP_MARGIN * height)), int(y + (1 + CROP_MARGIN) * height) + 1
     left, right = int(max(0, x - CROP_MARGIN * width)), int(x + (1 + CROP_MARGIN) * width) + 1
     return pixels[top:bottom, left:right]
+
+
+def _sharpness(pixels: NDArray[np.uint8], face: DetectedFace) -> float:
+    """The face's sharpness; 0, and so unusable, where its landmarks are of no use for cutting it out."""
+    try:
+        return sharpness(five_point_chip(pixels, face.landmarks, DLIB_150, 150))
+    except ValueError:
+        return 0.0
 
 
 def _boxes(faces: list[DetectedFace]) -> NDArray[np.float64]:

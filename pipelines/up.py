@@ -1,0 +1,234 @@
+"""`attendansee up`: Dagster's webserver and daemon as children of one process, started and stopped together."""
+
+import ctypes
+import fcntl
+import http.client
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pipelines.errors import AttendanseeError
+from pipelines.settings import PROJECT_ROOT, Settings
+
+STARTING_SECONDS = 300
+# How long the webserver, the daemon, their code servers and runs may take to end before they are killed.
+STOPPING_SECONDS = 30
+KILLING_SECONDS = 5
+
+_PR_SET_PDEATHSIG = 1
+
+
+class UpError(AttendanseeError):
+    """The UI cannot be started, or a part of it stopped by itself."""
+
+
+@dataclass(frozen=True)
+class _Child:
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def run_up(
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = 3000,
+    watch: str | None = None,
+    workspace: Path = PROJECT_ROOT / "workspace.yaml",
+) -> None:
+    """Serve Dagster's UI at http://host:port and run its daemon until SIGINT, SIGTERM or SIGHUP arrives.
+
+    watch: photo root (a folder or fsspec URL) that the sensor is switched on for. The address is printed once the UI
+    answers. On return, as on an error, the children and their runs have ended. Raises UpError where the port is in use,
+    another `up` runs on this instance, or a child stops by itself; other AttendanseeErrors where the database fails.
+    """
+    import dagster as dg
+
+    from pipelines.instance import fail_lost_runs, prepare_dagster_home
+
+    if not workspace.is_file():
+        raise UpError(f"The file {workspace} is missing: run `attendansee up` from a clone of the repository.")
+    home = prepare_dagster_home(settings)
+    environment = _environment(settings, watch)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    with _lock(home, url), _stop_signals() as received:
+        _check_port(host, port)
+        # Opened first, for several processes at once made Dagster's tables in a fresh database and collided; kept open,
+        # so that the embedded server ends after the children.
+        with dg.DagsterInstance.get() as instance:
+            fail_lost_runs(instance)
+            children: list[_Child] = []
+            try:
+                web = ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)]
+                children.append(_start("webserver", web, environment, home))
+                children.append(_start("daemon", ["dagster._daemon", "run", "-w", str(workspace)], environment, home))
+                _wait_until_ready(host, port, children, received)
+                if not received:
+                    _announce(url, host, environment["ATTENDANSEE_PHOTOS"] if watch else None)
+                while not received:
+                    _check_alive(children)
+                    time.sleep(0.2)
+                print("Stopping.", flush=True)
+            finally:
+                _stop(children)
+
+
+def _environment(settings: Settings, watch: str | None) -> dict[str, str]:
+    """The children's environment: this process's, with the settings that may come from elsewhere."""
+    environment = {**os.environ, "ATTENDANSEE_HOME": str(settings.home.resolve())}
+    if settings.database_url:
+        environment["DATABASE_URL"] = settings.database_url
+    if watch:
+        if "://" not in watch:
+            folder = Path(watch).resolve()
+            if not folder.is_dir():
+                raise UpError(f"The photo root {folder} is not a folder: name the one that holds a folder per class.")
+            watch = str(folder)
+        environment |= {"ATTENDANSEE_PHOTOS": watch, "ATTENDANSEE_WATCH": "1"}
+    return environment
+
+
+@contextmanager
+def _lock(home: Path, url: str) -> Iterator[None]:
+    """Hold the instance's lock: two daemons on one instance start runs beyond the limits."""
+    with (home / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UpError(f"`attendansee up` runs already: {file.read() or 'it is starting'}.") from None
+        file.truncate(0)
+        file.write(f"open {url} or stop process {os.getpid()} first")
+        file.flush()
+        yield
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop. A list, for `threading.Event.set` in a handler can deadlock with `wait`."""
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say what keeps the webserver from listening, which the webserver itself says in a traceback in its log."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(address[0], address[1]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address[4])
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UpError(f"Port {port} of {host} cannot be used ({reason}): choose another with --port.") from error
+
+
+def _start(name: str, module: list[str], environment: dict[str, str], home: Path) -> _Child:
+    log = home / f"{name}.log"
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def end_with_parent() -> None:
+        # SIGTERM to the child when this process is killed in a way that leaves it no time to stop anything.
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A session of its own: Ctrl-C reaches this process alone, which stops the children in order.
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - a single system call, and no thread runs in this process
+        )
+    return _Child(name, log, process)
+
+
+def _wait_until_ready(host: str, port: int, children: list[_Child], received: list[int]) -> None:
+    """Return once the UI answers or a signal asked to stop."""
+    # Not urllib: it would ask a proxy that the environment names.
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    deadline = time.monotonic() + STARTING_SECONDS
+    while not received:
+        _check_alive(children)
+        with suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection(local, port, timeout=5)
+            connection.request("GET", "/server_info")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                return
+        if time.monotonic() > deadline:
+            raise UpError(f"The UI does not answer after {STARTING_SECONDS} s: see the end of {children[0].log}.")
+        time.sleep(0.2)
+
+
+def _announce(url: str, host: str, watched: str | None) -> None:
+    print(f"Dagster UI: {url} (Ctrl-C stops it)")
+    if watched:
+        print(f"Watching {watched} for new photos.")
+    if not _is_loopback(host):
+        print("Dagster has no log-in: let only a reverse proxy that asks for one reach this port (see deploy/).")
+    sys.stdout.flush()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_alive(children: list[_Child]) -> None:
+    for child in children:
+        code = child.process.poll()
+        if code is not None:
+            raise UpError(
+                f"Dagster's {child.name} stopped by itself (exit code {code}): the reason is at the end of {child.log}."
+            )
+
+
+def _stop(children: list[_Child]) -> None:
+    """Stop the children with their groups: code servers and runs in progress, which record that they were stopped."""
+    left = children
+    for number, seconds in ((signal.SIGTERM, STOPPING_SECONDS), (signal.SIGKILL, KILLING_SECONDS)):
+        for child in left:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
+        left = _wait_for_groups(left, seconds)
+
+
+def _wait_for_groups(children: list[_Child], seconds: float) -> list[_Child]:
+    """Wait for the children's process groups to be empty; returns those that are not after that time."""
+    deadline = time.monotonic() + seconds
+    while left := [child for child in children if not _is_gone(child)]:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+    return []
+
+
+def _is_gone(child: _Child) -> bool:
+    child.process.poll()  # a child that has not been waited for is still a member of its group
+    try:
+        os.killpg(child.process.pid, 0)
+    except (ProcessLookupError, PermissionError):  # macOS says "not permitted" of a group of zombies
+        return True
+    return False
