@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from pipelines.database import catalog, crops
+from pipelines.database import catalog, crops, embedded
 from pipelines.database.migrate import migrate
 from pipelines.database.server import database_url
 from pipelines.faces.face import DetectedFace
@@ -36,6 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         get_settings.cache_clear()
         yield folder
     get_settings.cache_clear()
+    # As root the data lies outside pytest's folder and would outlive it.
+    embedded.remove(folder / "postgres")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from pipelines.cli import main
 from pipelines.demo_photos import make_demo_photos
@@ -81,7 +82,7 @@ def test_no_face_and_no_vector_is_in_dagsters_event_log(database, demo_photos):
     [
         (["run", "nowhere/at/all"], "does not exist"),
         (["attendance", "NoSuchClass"], "There is no class 'NoSuchClass'"),
-        (["evaluate", "NoSuchClass", "--labels", "none.csv"], "cannot be read"),
+        (["evaluate", "NoSuchClass", "--labels", "none.csv", "--model", "dlib"], "cannot be read"),
         (["models", "add", "facenet", "nothing.h5"], "nothing.h5"),
     ],
 )
@@ -124,3 +125,18 @@ def test_the_readme_states_every_setting_with_its_default():
         if field.default_factory is None and field.default is not None:
             shown = str(int(field.default)) if isinstance(field.default, bool) else f"{field.default}"
             assert f"| `{shown.removesuffix('.0')}` |" in line, line
+
+
+def test_a_photo_root_may_be_any_fsspec_url(database, tmp_path):
+    import fsspec
+    from skimage import data
+
+    memory = fsspec.filesystem("memory")
+    with memory.open("/school/Remote1/s1/a.jpg", "wb") as file:
+        Image.fromarray(data.astronaut()).save(file, "JPEG")
+    try:
+        result = attendansee("run", "memory://school")
+    finally:
+        memory.rm("/school", recursive=True)
+    assert result.exit_code == 0, result.stderr
+    assert "Class_Remote1_Session_s1_Cluster_1" in result.stdout

@@ -25,7 +25,9 @@ def process(database):
 def student_names(database, class_name: str) -> list[str]:
     with database.connection() as connection:
         class_id = catalog.find_class(connection, class_name)
-        return [n for (n,) in connection.execute("SELECT name FROM students WHERE class_id = %s ORDER BY id", [class_id])]
+        return [
+            n for (n,) in connection.execute("SELECT name FROM students WHERE class_id = %s ORDER BY id", [class_id])
+        ]
 
 
 def test_unknown_people_become_provisional_students_named_after_class_session_and_cluster(

@@ -1,0 +1,86 @@
+"""Dagster's storage in database `dagster` of our server, for dagster.yaml.
+
+```yaml
+storage:
+  custom:
+    module: pipelines.database.dagster_storage
+    class: AttendanseeDagsterStorage
+    config: {}
+```
+Any process that loads the instance starts or finds the server.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagster._config.config_schema import UserConfigSchema
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from sqlalchemy import URL, Engine, NullPool, create_engine, event, func, make_url, select
+from sqlalchemy.dialects import plugins
+from sqlalchemy.engine import CreateEnginePlugin
+
+from pipelines.database.server import dagster_url
+from pipelines.settings import get_settings
+
+_LOCK_KEY = 0x64616773  # any number, the same in every process that creates Dagster's tables
+
+
+class AttendanseeDagsterStorage(DagsterPostgresStorage):
+    """Runs, events and schedules in PostgreSQL, with no configuration: `dagster_url` knows the server."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        url = make_url(dagster_url(get_settings()))
+        surviving = url.update_query_dict({"plugin": SurviveRestart.NAME}).render_as_string(hide_password=False)
+        # Processes that make the tables of a fresh database at once trip over each other's; Dagster only retries.
+        with create_engine(url, poolclass=NullPool).begin() as lock:
+            lock.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
+            super().__init__(surviving, inst_data=inst_data)
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "AttendanseeDagsterStorage":
+        """What Dagster calls to read dagster.yaml."""
+        del config_value
+        return cls(inst_data)
+
+
+class SurviveRestart(CreateEnginePlugin):
+    """Lets daemon and webserver, which live long, outlive the server: SQLAlchemy plugin of every engine Dagster makes.
+
+    A pooled connection is tried before use, and a failed connect starts the embedded server again.
+    """
+
+    NAME = "attendansee_survive_restart"
+
+    def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        kwargs["pool_pre_ping"] = True
+
+    def update_url(self, url: URL) -> URL:
+        """Nothing of the URL is ours; SQLAlchemy itself takes out the plugin's name."""
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        """Hook into the making of connections."""
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> Any:
+            del record
+            try:
+                return dialect.connect(*args, **parameters)
+            except dialect.loaded_dbapi.OperationalError:
+                if get_settings().database_url:
+                    raise
+                # The socket's folder may be another one than before.
+                _, fresh = dialect.create_connect_args(make_url(dagster_url(get_settings())))
+                return dialect.connect(*args, **{**parameters, **fresh})
+
+
+plugins.register(SurviveRestart.NAME, __name__, SurviveRestart.__name__)

@@ -1,0 +1,130 @@
+"""Watches the photo root: new photos become partitions and runs of `process_session_<active model>`."""
+
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+import dagster as dg
+
+from pipelines.errors import ModelError, PhotoStoreError
+from pipelines.partitions import ENROL, SessionKey, classes, sessions
+from pipelines.resources.photo_store import Listing, PhotoStore
+from pipelines.sensors import scan
+from pipelines.settings import get_settings
+
+if TYPE_CHECKING:
+    # What dg.define_asset_job returns; Dagster does not export it.
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+Job: TypeAlias = "dg.JobDefinition | UnresolvedAssetJobDefinition"
+
+MINIMUM_INTERVAL_SECONDS = 30
+# NOT_STARTED is left out: the daemon queues what it requested before the next tick, so such a run was abandoned.
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_NAMES_SHOWN = 5
+
+
+def default_status() -> dg.DefaultSensorStatus:
+    """Sensors are off until somebody switches them on, unless the deployment is set to watch."""
+    return dg.DefaultSensorStatus.RUNNING if get_settings().watch else dg.DefaultSensorStatus.STOPPED
+
+
+def build_session_images_sensor(jobs: Mapping[str, Job]) -> dg.SensorDefinition:
+    """The sensor; jobs: what processes one session, by embedding model."""
+
+    @dg.sensor(
+        name="session_images_sensor",
+        jobs=list(jobs.values()),
+        minimum_interval_seconds=MINIMUM_INTERVAL_SECONDS,
+        default_status=default_status(),
+        description="Processes sessions with new photos. Photos still being written are left until they settle.",
+    )
+    def session_images_sensor(
+        context: dg.SensorEvaluationContext, photo_store: PhotoStore
+    ) -> dg.SensorResult | dg.SkipReason:
+        settings = get_settings()
+        if settings.model not in jobs:
+            raise ModelError(
+                f"There is no model {settings.model!r}: set ATTENDANSEE_MODEL to one of {', '.join(jobs)}."
+            )
+        try:
+            listing = photo_store.scan()
+        except PhotoStoreError as error:
+            # Not an empty folder: the cursor stays as it is.
+            return dg.SkipReason(str(error))
+        result = scan.diff(
+            listing,
+            _state(context),
+            time.time(),
+            settings.settle_seconds,
+            _running_enrolments(context.instance, listing),
+        )
+        for folder in result.bad_folders:
+            context.log.warning(folder.reason)
+        cursor = scan.encode(result.state)
+        if not result.requests:
+            return dg.SensorResult(skip_reason=_skip_reason(result), cursor=cursor)
+        return dg.SensorResult(
+            run_requests=[_run_request(request, settings.model, jobs) for request in result.requests],
+            dynamic_partitions_requests=_new_partitions(context.instance, [request.key for request in result.requests]),
+            cursor=cursor,
+        )
+
+    return session_images_sensor
+
+
+def _state(context: dg.SensorEvaluationContext) -> scan.State:
+    if not context.cursor:
+        return scan.State()
+    try:
+        return scan.decode(context.cursor)
+    except ValueError as error:
+        context.log.warning(f"The cursor cannot be used ({error}): looking at everything anew; run keys avoid repeats.")
+        return scan.State()
+
+
+def _running_enrolments(instance: dg.DagsterInstance, listing: Listing) -> Collection[str]:
+    keys = {str(SessionKey(photo.class_name, ENROL)) for photo in listing.photos if photo.session_name == ENROL}
+    if not keys:
+        return ()
+    unfinished = dg.RunsFilter(statuses=_UNFINISHED, tags={"dagster/partition": sorted(keys)})
+    return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished)}
+
+
+def _run_request(request: scan.SessionRequest, model: str, jobs: Mapping[str, Job]) -> dg.RunRequest:
+    key = request.key
+    return dg.RunRequest(
+        run_key=":".join(part for part in (str(key), request.version, request.enrolment, model) if part),
+        job_name=jobs[model].name,
+        partition_key=str(key),
+        tags={
+            "attendansee/class": key.class_name,
+            "attendansee/session": key.session_name,
+            "attendansee/model": model,
+        },
+    )
+
+
+def _new_partitions(instance: dg.DagsterInstance, keys: Collection[SessionKey]) -> list[dg.AddDynamicPartitionsRequest]:
+    wanted = [(sessions, {str(key) for key in keys}), (classes, {key.class_name for key in keys})]
+    new = [
+        (part, sorted(names - set(part.get_partition_keys(dynamic_partitions_store=instance))))
+        for part, names in wanted
+    ]
+    return [part.build_add_request(names) for part, names in new if names]
+
+
+def _skip_reason(result: scan.ScanResult) -> str:
+    reasons = [folder.reason for folder in result.bad_folders[:_NAMES_SHOWN]]
+    if result.waiting:
+        names = ", ".join(str(key) for key in result.waiting[:_NAMES_SHOWN])
+        more = "" if len(result.waiting) <= _NAMES_SHOWN else f" and {len(result.waiting) - _NAMES_SHOWN} more"
+        reasons.append(f"Waiting for photos to settle or for the class's enrolment to be processed: {names}{more}.")
+    else:
+        reasons.append(f"No new photos; {len(result.state.sessions)} sessions known.")
+    return " ".join(reasons)

@@ -1,0 +1,298 @@
+"""The session images sensor on real folders, with Dagster's own instance, partitions and runs."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines.errors import ModelError
+from pipelines.partitions import sessions
+from pipelines.resources.photo_store import PhotoStore
+from pipelines.sensors.session_images_sensor import build_session_images_sensor
+from pipelines.settings import get_settings
+
+
+@dg.asset(partitions_def=sessions)
+def processed_sessions(context: dg.AssetExecutionContext) -> None:
+    """Stands for everything that processes a session."""
+    context.log.info(context.partition_key)
+
+
+JOBS = {name: dg.define_asset_job(f"process_session_{name}", [processed_sessions]) for name in ("dlib", "arcface")}
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    monkeypatch.setenv("ATTENDANSEE_MODEL", "dlib")
+    monkeypatch.setenv("ATTENDANSEE_SETTLE_SECONDS", "5")
+    get_settings.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    get_settings.cache_clear()
+
+
+class Daemon:
+    """Evaluates the sensor tick by tick and does with the results what Dagster's daemon does."""
+
+    def __init__(self, instance: dg.DagsterInstance, photos: str) -> None:
+        self.instance = instance
+        self.store = PhotoStore(photos=photos, crops="unused")
+        self.sensor = build_session_images_sensor(JOBS)
+        self.definitions = dg.Definitions(
+            assets=[processed_sessions],
+            jobs=list(JOBS.values()),
+            sensors=[self.sensor],
+            resources={"photo_store": self.store},
+            executor=dg.in_process_executor,
+        )
+        self.cursor: str | None = None
+        self.run_keys: set[str] = set()
+
+    def tick(self) -> SimpleNamespace:
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources={"photo_store": self.store}
+        ) as context:
+            result = self.sensor(context)
+        if isinstance(result, dg.SkipReason):
+            return SimpleNamespace(keys=[], requests=[], skipped=result.skip_message)
+        self.cursor = result.cursor
+        for request in result.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        new = [request for request in result.run_requests or [] if request.run_key not in self.run_keys]
+        self.run_keys |= {request.run_key for request in new}
+        return SimpleNamespace(
+            keys=[request.partition_key for request in new],
+            requests=new,
+            skipped=result.skip_reason.skip_message if result.skip_reason else None,
+        )
+
+    def run(self, request: dg.RunRequest) -> None:
+        job = self.definitions.resolve_job_def(request.job_name)
+        result = job.execute_in_process(
+            instance=self.instance, partition_key=request.partition_key, tags=dict(request.tags)
+        )
+        assert result.success
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def daemon(instance: dg.DagsterInstance, photos: Path) -> Daemon:
+    return Daemon(instance, str(photos))
+
+
+def put(path: Path, age: float = 100, content: bytes = b"photo") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_new_sessions_become_partitions_and_runs_that_succeed(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/mon/a.jpg")
+    put(photos / "art/mon/a.jpg")
+
+    tick = daemon.tick()
+
+    assert daemon.instance.get_dynamic_partitions("sessions") == ["art__mon", "math__mon"]
+    assert daemon.instance.get_dynamic_partitions("classes") == ["art", "math"]
+    assert [request.job_name for request in tick.requests] == ["process_session_dlib"] * 2
+    art = tick.requests[0]
+    assert {name: value for name, value in art.tags.items() if name.startswith("attendansee/")} == {
+        "attendansee/class": "art",
+        "attendansee/session": "mon",
+        "attendansee/model": "dlib",
+    }
+    assert art.run_key.startswith("art__mon:")
+    assert art.run_key.endswith(":dlib")
+    for request in tick.requests:
+        daemon.run(request)
+    assert daemon.instance.get_materialized_partitions(processed_sessions.key) == {"art__mon", "math__mon"}
+    assert daemon.tick().skipped == "No new photos; 2 sessions known."
+
+
+def test_partitions_that_exist_are_not_added_again(instance: dg.DagsterInstance, photos: Path) -> None:
+    instance.add_dynamic_partitions("sessions", ["math__mon"])
+    put(photos / "math/mon/a.jpg")
+    put(photos / "math/tue/a.jpg")
+    store = PhotoStore(photos=str(photos), crops="unused")
+    with dg.build_sensor_context(instance=instance, resources={"photo_store": store}) as context:
+        result = build_session_images_sensor(JOBS)(context)
+    assert {request.partitions_def_name: request.partition_keys for request in result.dynamic_partitions_requests} == {
+        "sessions": ["math__tue"],
+        "classes": ["math"],
+    }
+
+
+def test_a_photo_being_written_waits_and_a_new_one_runs_the_session_again(
+    daemon: Daemon, photos: Path, settings: pytest.MonkeyPatch
+) -> None:
+    put(photos / "math/mon/a.jpg")
+    put(photos / "math/mon/b.jpg", age=0)
+    waiting = daemon.tick()
+    assert waiting.keys == []
+    assert waiting.skipped == "Waiting for photos to settle or for the class's enrolment to be processed: math__mon."
+    settings.setenv("ATTENDANSEE_SETTLE_SECONDS", "0")
+    get_settings.cache_clear()
+    assert daemon.tick().keys == ["math__mon"]
+    put(photos / "math/mon/c.jpg")
+    assert daemon.tick().keys == ["math__mon"]
+    (photos / "math/mon/c.jpg").unlink()
+    assert daemon.tick().keys == ["math__mon"]
+    assert daemon.tick().keys == []
+
+
+def test_deleting_photos_never_deletes_a_partition(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/mon/a.jpg")
+    daemon.tick()
+    (photos / "math/mon/a.jpg").unlink()
+    assert daemon.tick().keys == []
+    (photos / "math/mon").rmdir()
+    assert daemon.tick().keys == []
+    assert daemon.instance.get_dynamic_partitions("sessions") == ["math__mon"]
+
+
+def test_a_root_that_went_away_is_a_reason_and_no_empty_folder(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/mon/a.jpg")
+    daemon.tick()
+    before = daemon.cursor
+    photos.rename(photos.with_name("unmounted"))
+    away = daemon.tick()
+    assert away.keys == []
+    assert away.skipped == f"The photo root {photos} does not exist: create or mount it, or set ATTENDANSEE_PHOTOS."
+    assert daemon.cursor == before
+    photos.with_name("unmounted").rename(photos)
+    assert daemon.tick().keys == []
+
+
+def test_the_class_waits_until_the_run_of_its_portraits_has_finished(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/enrol/Ana.jpg")
+    put(photos / "math/mon/a.jpg")
+    enrolment = daemon.tick()
+    assert enrolment.keys == ["math__enrol"]
+
+    job = daemon.definitions.resolve_job_def("process_session_dlib")
+    tags = {"dagster/partition": "math__enrol"}
+    for status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING):
+        run = daemon.instance.create_run_for_job(job, tags=tags, status=status)
+        assert "math__mon" in daemon.tick().skipped
+        daemon.instance.report_run_failed(run)
+
+    session = daemon.tick()
+    assert session.keys == ["math__mon"]
+    version = enrolment.requests[0].run_key.split(":")[1]
+    assert session.requests[0].run_key.split(":")[2:] == [version, "dlib"]
+
+
+def test_a_bad_name_is_reported_once(daemon: Daemon, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put(photos / "math 101/mon/a.jpg")
+    put(photos / "math/mon/a.jpg")
+    assert daemon.tick().keys == ["math__mon"]
+    assert capfd.readouterr().err.count("'math 101' cannot be used: rename it") == 1
+    again = daemon.tick()
+    assert "math 101" not in again.skipped + capfd.readouterr().err
+
+
+def test_a_bad_name_alone_is_the_reason_of_the_tick(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math 101/mon/a.jpg")
+    assert "rename it" in daemon.tick().skipped
+
+
+@pytest.mark.parametrize("cursor", ["rubbish", "e30=", "0"])
+def test_an_unusable_cursor_starts_anew_under_the_same_run_keys(
+    daemon: Daemon, photos: Path, cursor: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put(photos / "math/mon/a.jpg")
+    daemon.tick()
+    put(photos / "math/tue/a.jpg")
+    daemon.cursor = cursor
+    # `keys` leaves out run keys that were requested before, as Dagster does.
+    assert daemon.tick().keys == ["math__tue"]
+    assert "The cursor cannot be used" in capfd.readouterr().err
+
+
+def test_a_tick_requests_no_more_than_its_budget(daemon: Daemon, photos: Path) -> None:
+    for index in range(60):
+        put(photos / f"math/s{index:02d}/a.jpg")
+    ticks = [daemon.tick().keys for _ in range(4)]
+    assert [len(keys) for keys in ticks] == [25, 25, 10, 0]
+    assert len({key for keys in ticks for key in keys}) == 60
+
+
+def test_the_model_that_is_set_decides_the_job(daemon: Daemon, photos: Path, settings: pytest.MonkeyPatch) -> None:
+    put(photos / "math/mon/a.jpg")
+    settings.setenv("ATTENDANSEE_MODEL", "arcface")
+    get_settings.cache_clear()
+    assert [request.job_name for request in daemon.tick().requests] == ["process_session_arcface"]
+    settings.setenv("ATTENDANSEE_MODEL", "eigenfaces")
+    get_settings.cache_clear()
+    with pytest.raises(ModelError, match=r"no model 'eigenfaces': set ATTENDANSEE_MODEL to one of dlib, arcface\.$"):
+        daemon.tick()
+
+
+def test_photos_in_a_memory_store_are_processed_when_two_ticks_saw_the_same(instance: dg.DagsterInstance) -> None:
+    MemoryFileSystem().pipe_file("/watched/math/mon/a.jpg", b"photo")
+    try:
+        daemon = Daemon(instance, "memory://watched")
+        assert daemon.tick().keys == []
+        assert daemon.tick().keys == ["math__mon"]
+        assert daemon.tick().keys == []
+    finally:
+        MemoryFileSystem().rm("/watched", recursive=True)
+
+
+def test_dagster_resolves_requests_for_partitions_that_the_same_tick_adds(photos: Path) -> None:
+    put(photos / "math/mon/a.jpg")
+    # An instance that other processes can open, as the daemon's: Dagster resolves partitions with no other kind.
+    with dg.instance_for_test() as instance:
+        daemon = Daemon(instance, str(photos))
+        with dg.build_sensor_context(
+            instance_ref=instance.get_ref(), definitions=daemon.definitions, resources={"photo_store": daemon.store}
+        ) as context:
+            tick = daemon.sensor.evaluate_tick(context)
+    (request,) = tick.run_requests
+    assert request.tags["dagster/partition"] == "math__mon"
+    assert request.tags["dagster/sensor_name"] == "session_images_sensor"
+
+
+@pytest.mark.parametrize(("watch", "status"), [("1", "RUNNING"), ("0", "STOPPED"), (None, "STOPPED")])
+def test_it_is_off_unless_the_deployment_watches(settings: pytest.MonkeyPatch, watch: str | None, status: str) -> None:
+    if watch is None:
+        settings.delenv("ATTENDANSEE_WATCH", raising=False)
+    else:
+        settings.setenv("ATTENDANSEE_WATCH", watch)
+    get_settings.cache_clear()
+    sensor = build_session_images_sensor(JOBS)
+    assert (sensor.default_status.value, sensor.minimum_interval_seconds) == (status, 30)
+    assert {target.name for target in sensor.jobs} == {"process_session_dlib", "process_session_arcface"}
+
+
+def test_twenty_thousand_photos_fit_into_a_tick(daemon: Daemon, photos: Path, settings: pytest.MonkeyPatch) -> None:
+    settings.setenv("ATTENDANSEE_SETTLE_SECONDS", "0")
+    get_settings.cache_clear()
+    for session in range(400):
+        folder = photos / f"class_{session % 20}/s{session}"
+        folder.mkdir(parents=True)
+        for index in range(50):
+            (folder / f"{index}.jpg").touch()
+    assert len(daemon.tick().keys) == 25
+    started = time.process_time()
+    assert len(daemon.tick().keys) == 25
+    # The daemon gives up on a tick after 60 seconds.
+    assert time.process_time() - started < 5
+    assert len(daemon.cursor or "") < 400 * 40
