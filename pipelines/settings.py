@@ -48,9 +48,13 @@ class Settings(BaseSettings):
     )
     max_megapixels: float = Field(default=150, gt=0, description="Photos with more pixels are refused.")
     quality_min_size: float = Field(default=24, ge=0, description="Crops with a shorter box side are not clustered.")
-    quality_min_sharpness: float = Field(default=0.15, ge=0, description="Crops less sharp than this are not clustered.")
+    quality_min_sharpness: float = Field(
+        default=0.15, ge=0, description="Crops less sharp than this are not clustered."
+    )
     quality_min_confidence: float = Field(default=0.85, ge=0, le=1, description="Detector confidence to be clustered.")
-    quality_max_yaw: float = Field(default=60, ge=0, le=90, description="Degrees of turn up to which crops are clustered.")
+    quality_max_yaw: float = Field(
+        default=60, ge=0, le=90, description="Degrees of turn up to which crops are clustered."
+    )
     watch: bool = Field(default=False, description="Start the sensors switched on, as `attendansee up --watch` does.")
     settle_seconds: float = Field(default=5, ge=0, description="A photo younger than this is still being written.")
 

@@ -156,7 +156,7 @@ class MadeClass:
 
     def _crop(self, connection: psycopg.Connection, image_id: int, place: int) -> int:
         face = DetectedFace((place * 100.0, 0.0, 80.0, 80.0), np.zeros((5, 2), np.float32), 0.99)
-        return crops.insert_crop(connection, image_id, face, sharpness=1.0, yaw=0.0)
+        return crops.insert_crop(connection, image_id, face, None, sharpness=1.0, yaw=0.0)
 
     def _embed(self, connection: psycopg.Connection, made: dict[tuple[int, str], int], distance: float) -> None:
         vectors = np.stack([self.vector(person, distance) for _, person in made])

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, model_asset, model_code_version, record
+from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, model_asset, model_code_version, record
 from pipelines.partitions import classes
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -28,6 +28,7 @@ def build_class_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
         tags=TAGS,
         code_version=model_code_version(spec, "1"),
         backfill_policy=BACKFILL,
+        retry_policy=RETRY,
         description="The class's register over all its sessions, as a table.",
     )
     def class_attendance(context: dg.AssetExecutionContext, database: Database) -> None:

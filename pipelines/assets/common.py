@@ -20,6 +20,10 @@ TAGS = {"domain": "attendance", "pii": "true"}
 # Runs of a backfill take 25 sessions each: start-up is paid once for them, and a failure costs no more than them.
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=25)
 
+# What nobody foresaw is tried once more, such as a database that was restarted under a step; what is wrong for good
+# (AttendanseeError) is not.
+RETRY = dg.RetryPolicy(max_retries=1, delay=2)
+
 
 def model_asset(spec: ModelSpec, name: str) -> dg.AssetKey:
     """The key of an asset in a model's lineage."""

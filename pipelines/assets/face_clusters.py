@@ -2,7 +2,16 @@
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session, model_asset, model_code_version
+from pipelines.assets.common import (
+    BACKFILL,
+    OWNERS,
+    RETRY,
+    TAGS,
+    counts,
+    for_each_session,
+    model_asset,
+    model_code_version,
+)
 from pipelines.partitions import sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -23,6 +32,7 @@ def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
         tags=TAGS,
         code_version=model_code_version(spec, "1"),
         backfill_policy=BACKFILL,
+        retry_policy=RETRY,
         description="The session's usable crops in groups of one person each; crops of one photo are never together.",
     )
     def face_clusters(

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session
+from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, counts, for_each_session
 from pipelines.assets.session_images import session_images
 from pipelines.partitions import sessions
 from pipelines.resources.database import Database
@@ -21,6 +21,7 @@ from pipelines.settings import get_settings
     tags=TAGS,
     code_version="1",
     backfill_policy=BACKFILL,
+    retry_policy=RETRY,
 )
 def face_crops(
     context: dg.AssetExecutionContext, database: Database, photo_store: PhotoStore, face_detector: FaceDetector

@@ -3,7 +3,16 @@
 import dagster as dg
 from pydantic import Field
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session, model_asset, model_code_version
+from pipelines.assets.common import (
+    BACKFILL,
+    OWNERS,
+    RETRY,
+    TAGS,
+    counts,
+    for_each_session,
+    model_asset,
+    model_code_version,
+)
 from pipelines.assets.face_crops import face_crops
 from pipelines.partitions import sessions
 from pipelines.resources.database import Database
@@ -33,6 +42,7 @@ def build_face_embeddings(spec: ModelSpec) -> dg.AssetsDefinition:
         tags=TAGS,
         code_version=model_code_version(spec, "1"),
         backfill_policy=BACKFILL,
+        retry_policy=RETRY,
         description=f"Unit vectors ({spec.dimension}-D, {spec.deepface_name}) of the session's face crops in pgvector.",
     )
     def face_embeddings(

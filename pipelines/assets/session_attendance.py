@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, for_each_session, model_asset, model_code_version
+from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, for_each_session, model_asset, model_code_version
 from pipelines.partitions import SessionKey, sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -24,6 +24,7 @@ def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
         tags=TAGS,
         code_version=model_code_version(spec, "1"),
         backfill_policy=BACKFILL,
+        retry_policy=RETRY,
         description="Present, absent or unsure for every student of the class, and the unknown people who were seen.",
     )
     def session_attendance(context: dg.AssetExecutionContext, database: Database) -> None:

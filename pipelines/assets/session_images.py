@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, TAGS, counts, for_each_session
+from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, counts, for_each_session
 from pipelines.partitions import sessions
 from pipelines.resources.database import Database
 from pipelines.resources.photo_store import PhotoStore
@@ -18,6 +18,7 @@ from pipelines.settings import get_settings
     tags=TAGS,
     code_version="1",
     backfill_policy=BACKFILL,
+    retry_policy=RETRY,
 )
 def session_images(context: dg.AssetExecutionContext, database: Database, photo_store: PhotoStore) -> None:
     """The session's photos, each once by content hash with size, date and path, or with the reason it was refused."""

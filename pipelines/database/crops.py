@@ -27,6 +27,7 @@ class CropRow:
     sharpness: float
     yaw: float
     unusable_reasons: list[str]
+    crop_path: str | None
 
     @property
     def usable(self) -> bool:
@@ -44,7 +45,7 @@ class CropRow:
 
 
 _COLUMNS = """SELECT f.id, f.image_id, i.path, f.x, f.y, f.width, f.height, f.landmarks, f.confidence, f.sharpness, f.yaw,
-        f.unusable_reasons
+        f.unusable_reasons, f.crop_path
     FROM face_crops f JOIN images i ON i.id = f.image_id"""
 
 
@@ -65,37 +66,27 @@ def image_crops(connection: Connection, image_id: int) -> list[CropRow]:
 
 
 def insert_crop(
-    connection: Connection,
-    image_id: int,
-    face: DetectedFace,
-    *,
-    sharpness: float,
-    yaw: float,
+    connection: Connection, image_id: int, face: DetectedFace, crop_path: str | None, *, sharpness: float, yaw: float
 ) -> int:
-    """Store a face and return its id."""
+    """Store a face, with where the photo store keeps its file, and return its id."""
     row = connection.execute(
         """INSERT INTO face_crops
-            (image_id, x, y, width, height, landmarks, confidence, sharpness, yaw)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id""",
-        [image_id, *face.box, face.landmarks.ravel().tolist(), face.confidence, sharpness, yaw],
+            (image_id, x, y, width, height, landmarks, confidence, sharpness, yaw, crop_path)
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id""",
+        [image_id, *face.box, face.landmarks.ravel().tolist(), face.confidence, sharpness, yaw, crop_path],
     ).fetchone()
     assert row is not None, "RETURNING gives a row"
     return row[0]
 
 
 def update_crop(
-    connection: Connection,
-    crop_id: int,
-    face: DetectedFace,
-    *,
-    sharpness: float,
-    yaw: float,
+    connection: Connection, crop_id: int, face: DetectedFace, crop_path: str, *, sharpness: float, yaw: float
 ) -> None:
     """Give a known crop what a newer detector found at the same place; its id, and so its identity, stays."""
     connection.execute(
         """UPDATE face_crops SET x = %s, y = %s, width = %s, height = %s, landmarks = %s, confidence = %s,
-            sharpness = %s, yaw = %s WHERE id = %s""",
-        [*face.box, face.landmarks.ravel().tolist(), face.confidence, sharpness, yaw, crop_id],
+            sharpness = %s, yaw = %s, crop_path = %s WHERE id = %s""",
+        [*face.box, face.landmarks.ravel().tolist(), face.confidence, sharpness, yaw, crop_path, crop_id],
     )
 
 
@@ -104,19 +95,15 @@ def set_unusable_reasons(connection: Connection, crop_id: int, reasons: list[str
     connection.execute("UPDATE face_crops SET unusable_reasons = %s WHERE id = %s", [reasons, crop_id])
 
 
-def set_crop_path(connection: Connection, crop_id: int, path: str) -> None:
-    """Record where the photo store keeps the crop's file."""
-    connection.execute("UPDATE face_crops SET crop_path = %s WHERE id = %s", [path, crop_id])
-
-
-def delete_crops_without_decisions(connection: Connection, crop_ids: Sequence[int]) -> list[str]:
-    """Delete those of the crops that no person has spoken about; returns the paths of their files."""
-    rows = connection.execute(
+def delete_crops_without_decisions(connection: Connection, crop_ids: Sequence[int]) -> list[CropRow]:
+    """Delete those of the crops that no person has spoken about; returns the others."""
+    connection.execute(
         """DELETE FROM face_crops f WHERE id = ANY(%s)
-        AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.crop_id = f.id) RETURNING crop_path""",
+        AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.crop_id = f.id)""",
         [list(crop_ids)],
     )
-    return [path for (path,) in rows if path is not None]
+    with connection.cursor(row_factory=class_row(CropRow)) as cursor:
+        return cursor.execute(f"{_COLUMNS} WHERE f.id = ANY(%s)", [list(crop_ids)]).fetchall()
 
 
 def mark_searched(connection: Connection, image_id: int, detector_version: str) -> None:

@@ -85,30 +85,36 @@ class DetectionService:
         faces = self.detector.detect(pixels)
         if key.is_enrolment:
             faces = [the_portrayed(faces, image.path)]
+        # A file is named by photo and place, so that a search that was killed leaves nothing that the next does not
+        # write again; files that are no longer needed go once the rows that name them are gone for good.
+        folder = f"{key.class_name}/{key.session_name}/{image.sha256[:16]}"
+        paths = [
+            store.write_crop(f"{folder}-{face.box[0]:.0f}-{face.box[1]:.0f}", cut_out(pixels, face)) for face in faces
+        ]
         with self.database.connection() as connection:
             catalog.lock_class(connection, class_id)
             stored = crops.image_crops(connection, image.id)
             # A newer detector's boxes take over the crops at their places, and with them who they are.
             pairs = dict(match_boxes(_boxes(faces), np.array([c.face.box for c in stored]).reshape(-1, 4)))
-            for index, face in enumerate(faces):
+            for index, (face, path) in enumerate(zip(faces, paths, strict=True)):
                 quality = {"sharpness": _sharpness(pixels, face), "yaw": yaw_degrees(face.landmarks)}
                 if index in pairs:
                     crop_id = stored[pairs[index]].id
-                    crops.update_crop(connection, crop_id, face, **quality)
+                    crops.update_crop(connection, crop_id, face, path, **quality)
                     crops.delete_embeddings(connection, list(REGISTRY), crop_id)
                 else:
-                    crop_id = crops.insert_crop(connection, image.id, face, **quality)
-                path = store.write_crop(f"{key.class_name}/{key.session_name}/{crop_id}", cut_out(pixels, face))
-                crops.set_crop_path(connection, crop_id, path)
+                    crop_id = crops.insert_crop(connection, image.id, face, path, **quality)
                 if image.student_id is not None:
                     crops.confirm_crop(
                         connection, class_id, crop_id, image.student_id, by="enrolment", reason="portrait"
                     )
             matched = set(pairs.values())
-            gone = [c.id for index, c in enumerate(stored) if index not in matched]
-            for path in crops.delete_crops_without_decisions(connection, gone):
-                store.delete_crop(path)
+            unseen = [crop.id for index, crop in enumerate(stored) if index not in matched]
+            kept = crops.delete_crops_without_decisions(connection, unseen)
             crops.mark_searched(connection, image.id, self.detector.version)
+        for old in {crop.crop_path for crop in stored} - {crop.crop_path for crop in kept} - set(paths):
+            if old is not None:
+                store.delete_crop(old)
         return len(faces) - len(pairs)
 
     def _gate(self, connection: Connection, session_id: int, report: DetectionReport) -> None:

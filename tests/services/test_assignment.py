@@ -111,8 +111,8 @@ def test_the_order_of_sessions_does_not_decide_who_is_one_person(made_class, pro
     for number in order:
         process(f"m__{number}")
     who = {}
-    for number, made in crops.items():
-        for (photo, person), name in identities_of(made).items():
+    for made in crops.values():
+        for (_, person), name in identities_of(made).items():
             assert name is not None
             who.setdefault(person, set()).add(name)
     assert all(len(names) == 1 for names in who.values()), who

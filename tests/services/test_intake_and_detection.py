@@ -131,7 +131,7 @@ def test_a_newer_detector_keeps_the_identity_of_the_crops_it_finds_again(databas
         (before,) = crops.session_crops(connection, session.id)
         connection.execute("UPDATE images SET searched_with = 'an older one'")
         connection.execute("UPDATE face_crops SET x = x + 3")
-        crops.insert_crop(connection, before.image_id, before.face, sharpness=1, yaw=0)
+        crops.insert_crop(connection, before.image_id, before.face, None, sharpness=1, yaw=0)
         connection.execute("UPDATE face_crops SET x = 0, y = 0 WHERE id <> %s", [before.id])
     assert detect().photos_searched == 1
     with database.connection() as connection:
