@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -269,6 +270,21 @@ def up(port: int, watch: str | None) -> None:
     from pipelines.up import run_up
 
     run_up(get_settings(), port=port, watch=watch)
+
+
+@main.command()
+@click.confirmation_option(prompt="Delete the embedded database and every crop, weight and log below ATTENDANSEE_HOME?")
+@plain_errors
+def erase() -> None:
+    """Delete everything that was made from photos; the photos themselves and a server in DATABASE_URL stay."""
+    from pipelines.database import embedded
+
+    home = get_settings().home
+    # As root the database may lie outside the home: see README, "A real server".
+    embedded.remove(home / "postgres")
+    if home.exists():
+        shutil.rmtree(home)
+    click.echo(f"{home} is gone.")
 
 
 @main.command()

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipelines.cli import main
+from pipelines.database import embedded
 from pipelines.demo_photos import make_demo_photos
 from pipelines.instance import prepare_dagster_home
 from pipelines.settings import Settings, get_settings
@@ -140,3 +141,19 @@ def test_a_photo_root_may_be_any_fsspec_url(database, tmp_path):
         memory.rm("/school", recursive=True)
     assert result.exit_code == 0, result.stderr
     assert "Class_Remote1_Session_s1_Cluster_1" in result.stdout
+
+
+def test_erase_leaves_nothing_of_the_home_and_nothing_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTENDANSEE_HOME", str(tmp_path / "home"))
+    get_settings.cache_clear()
+    try:
+        assert attendansee("migrate").exit_code == 0
+        server = embedded.ensure(tmp_path / "home" / "postgres")
+        assert server.data_dir.is_dir()
+        assert attendansee("erase").exit_code == 1  # Nobody said yes.
+        assert server.data_dir.is_dir()
+        assert attendansee("erase", "--yes").exit_code == 0
+        assert not server.data_dir.exists()
+        assert not (tmp_path / "home").exists()
+    finally:
+        get_settings.cache_clear()
