@@ -1,7 +1,8 @@
 """What every asset shares: labels, and the loop over a run's partitions."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -17,6 +18,8 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", categor
 
 OWNERS = ["team:attendansee"]
 TAGS = {"domain": "attendance", "pii": "true"}
+# On every job that goes through to one embedding model, and so on its runs.
+MODEL_TAG = "attendansee/model"
 # Runs of a backfill take 25 sessions each: start-up is paid once for them, and a failure costs no more than them.
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=25)
 
@@ -35,6 +38,15 @@ def model_code_version(spec: ModelSpec, algorithm: str) -> str:
     return f"{algorithm}+{spec.name}-{spec.weights_sha256[:12]}"
 
 
+@contextmanager
+def plain_failure(prefix: str = "") -> Iterator[None]:
+    """Let a step fail with the sentence meant for a person, and not a second time for the same reason."""
+    try:
+        yield
+    except AttendanseeError as error:
+        raise dg.Failure(f"{prefix}{error}", allow_retries=False) from error
+
+
 def for_each_session(
     context: dg.AssetExecutionContext, work: Callable[[SessionKey], Mapping[str, Any]], **parameters: Any
 ) -> None:
@@ -44,10 +56,8 @@ def for_each_session(
     """
     for partition_key in context.partition_keys:
         started = perf_counter()
-        try:
+        with plain_failure(f"{partition_key}: "):
             metadata = work(parse_session_key(partition_key))
-        except AttendanseeError as error:
-            raise dg.Failure(f"{partition_key}: {error}", allow_retries=False) from error
         record(context, partition_key, started, {**metadata, **parameters})
 
 
@@ -55,8 +65,8 @@ def record(context: dg.AssetExecutionContext, partition_key: str, started: float
     """Attach metadata and the time since `started` (of perf_counter) to one partition of the asset being made."""
     seconds = perf_counter() - started
     context.add_asset_metadata({**metadata, "duration_seconds": round(seconds, 3)}, partition_key=partition_key)
-    counts = ", ".join(f"{name} {value}" for name, value in metadata.items() if isinstance(value, int))
-    context.log.info(f"{partition_key}: {counts} ({seconds:.1f} s)")
+    numbers = ", ".join(f"{name} {value}" for name, value in metadata.items() if type(value) is int)
+    context.log.info(f"{partition_key}: {numbers} ({seconds:.1f} s)")
 
 
 def counts(report: Any) -> dict[str, Any]:

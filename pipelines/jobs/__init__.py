@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipelines.assets import PHOTO_ASSETS
-from pipelines.assets.common import model_asset
+from pipelines.assets.common import MODEL_TAG, model_asset
 from pipelines.resources.embedding.registry import REGISTRY, ModelSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def build_process_session(spec: ModelSpec) -> "Job":
         f"process_session_{spec.name}",
         selection=dg.AssetSelection.assets(*PHOTO_ASSETS, *(model_asset(spec, stage) for stage in SESSION_STAGES)),
         description=f"Photos of a session to its attendance, with {spec.deepface_name} embeddings.",
-        tags={"attendansee/model": spec.name},
+        tags={MODEL_TAG: spec.name},
     )
 
 
@@ -31,7 +31,7 @@ def build_class_attendance_job(spec: ModelSpec) -> "Job":
         f"class_attendance_{spec.name}",
         selection=dg.AssetSelection.assets(model_asset(spec, "class_attendance")),
         description="The register of a class over all its sessions.",
-        tags={"attendansee/model": spec.name},
+        tags={MODEL_TAG: spec.name},
     )
 
 

@@ -239,7 +239,7 @@ def _network(name: str, layers: str, side: int | None) -> Any:
     It takes `image`, (n, side, side, 3) float32 in [-1, 1], and gives what the package's Keras network gives (channels
     second): box corrections, from the third network also landmarks, and softmax(no face, face).
     """
-    import joblib  # type: ignore[import-untyped]
+    import joblib
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 

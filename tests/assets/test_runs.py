@@ -122,6 +122,20 @@ def test_a_session_without_a_folder_fails_with_one_sentence(run):
     assert "Math101/gone" in str(event.step_failure_data.error)
 
 
+def test_a_model_without_weights_is_refused_before_any_photo_is_read(database, root, tmp_path):
+    instance = dg.DagsterInstance.ephemeral()
+    instance.add_dynamic_partitions(sessions.name, ["Math101__s1"])
+    store = {"photo_store": {"config": {"photos": str(root), "crops": str(tmp_path / "crops")}}}
+    result = defs.resolve_job_def("process_session_arcface").execute_in_process(
+        instance=instance, partition_key="Math101__s1", run_config={"resources": store}, raise_on_error=False
+    )
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    assert event.step_key == "session_images"
+    assert "attendansee models fetch arcface" in str(event.step_failure_data.error)
+    with database.connection() as connection:
+        assert connection.execute("SELECT count(*) FROM images").fetchone() == (0,)
+
+
 def test_a_photo_without_faces_is_a_warning_that_stops_nothing(run, root):
     Image.new("RGB", (400, 300), "gray").save(root / "Math101/s1/wall.jpg")
     result = run("Math101__s1")

@@ -68,7 +68,7 @@ def test_the_figures_are_those_reckoned_by_hand(processed, database, tmp_path):
 
 def test_labels_of_a_photo_that_was_not_processed_are_named(processed, database, tmp_path):
     labels = write(tmp_path / "labels.csv", [label("s9/0.jpg", 0, "ann")])
-    with pytest.raises(AttendanseeError, match="m/s9/0.jpg is not registered"):
+    with pytest.raises(AttendanseeError, match=r"m/s9/0\.jpg is not registered"):
         evaluate_class(database, "m", "dlib", labels, None)
 
 
