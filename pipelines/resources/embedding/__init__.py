@@ -1,0 +1,1 @@
+"""Embedding models: which there are, their weights, what runs them, and photo crops to vectors."""
