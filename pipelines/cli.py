@@ -235,7 +235,7 @@ def fetch(name: str) -> None:
     """Let DeepFace download the weights of model NAME, and verify them."""
     from pipelines.resources.embedding.weights import fetch_weights
 
-    click.echo(f"{name}: {fetch_weights(name, get_settings()).path}")
+    _say_ready(name, fetch_weights(name, get_settings()))
 
 
 @models.command()
@@ -246,7 +246,16 @@ def add(name: str, file: Path) -> None:
     """Verify FILE as the weights of model NAME and put it in its place (for machines without internet)."""
     from pipelines.resources.embedding.weights import add_weights
 
-    click.echo(f"{name}: {add_weights(name, file, get_settings()).path}")
+    _say_ready(name, add_weights(name, file, get_settings()))
+
+
+def _say_ready(name: str, weights: Any) -> None:
+    """Convert the weights for ONNX Runtime where they need it, so that the first run does not, and say where they are."""
+    from pipelines.resources.embedding.engines import convert_to_onnx
+
+    if REGISTRY[name].onnx_file is not None and get_settings().engine != "tensorflow":
+        convert_to_onnx(name, get_settings())
+    click.echo(f"{name}: {weights.path}")
 
 
 @main.command()

@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     photos: str | None = Field(default=None, description="Photo root that the sensor watches: a path or fsspec URL.")
     model: str = Field(default="dlib", description="Embedding model of classes that have not chosen one.")
     engine: Literal["auto", "onnx", "tensorflow"] = Field(
-        default="auto", description="What runs the embedding networks; auto takes onnx where its file is there."
+        default="auto",
+        description="What runs the embedding networks; auto is onnx, made from the weights at first use.",
     )
     deepface_home: Path | None = Field(
         default=None,
@@ -42,7 +43,9 @@ class Settings(BaseSettings):
     )
     batch_size: int = Field(default=8, ge=1, le=256, description="Crops per forward pass of an embedding network.")
     detector: str = Field(default="mtcnn", description="mtcnn (called directly) or a DeepFace backend name.")
-    min_face_px: int = Field(default=20, ge=8, le=1000, description="Smallest face side searched for, in pixels.")
+    min_face_px: int = Field(
+        default=20, ge=8, le=1000, description="Smallest face side searched for, in pixels (of the scaled photo)."
+    )
     detection_max_side: int = Field(
         default=4096, ge=256, le=20000, description="Photos are scaled down to this longer side for detection."
     )

@@ -84,7 +84,7 @@ class MadeClass:
     people: dict[str, np.ndarray] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
-    def vector(self, person: str, distance: float = 0.03) -> np.ndarray:
+    def vector(self, person: str, distance: float = 0.015) -> np.ndarray:
         """A unit vector about `distance` (cosine) away from the person's own; people are nearly orthogonal."""
         dimension = get_spec(self.model).dimension
         # One direction per name, whatever else was drawn before.
@@ -97,7 +97,7 @@ class MadeClass:
         return (cosine * own + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
 
     def session(
-        self, key: str, photos: list[list[str]], *, distance: float = 0.03, unusable: frozenset[str] = frozenset()
+        self, key: str, photos: list[list[str]], *, distance: float = 0.015, unusable: frozenset[str] = frozenset()
     ) -> dict[tuple[int, str], int]:
         """Add a session whose photos show these people; returns the crop id of each (photo number, person)."""
         made: dict[tuple[int, str], int] = {}
@@ -128,10 +128,10 @@ class MadeClass:
                 crops.confirm_crop(
                     connection, session.class_id, made[0, name], students[name], by="enrolment", reason="portrait"
                 )
-            self._embed(connection, made, 0.03)
+            self._embed(connection, made, 0.015)
         return students
 
-    def embed_again(self, model: str, made: dict[tuple[int, str], int], distance: float = 0.03) -> None:
+    def embed_again(self, model: str, made: dict[tuple[int, str], int], distance: float = 0.015) -> None:
         """Give the crops vectors of another model too."""
         before, self.model = self.model, model
         with self.database.connection() as connection:
