@@ -66,6 +66,7 @@ def run_photos(
     """Process a photo root with progress, print the tables; returns False where anything failed."""
     import dagster as dg
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from pipelines.instance import fail_lost_runs, prepare_dagster_home
@@ -81,7 +82,7 @@ def run_photos(
     store = PhotoStore.from_settings(settings.model_copy(update={"photos": root}))
     listing = store.scan()
     for folder in listing.bad_folders:
-        console.print(f"[yellow]{folder.reason}")
+        console.print(escape(folder.reason), style="yellow")
     work = plan(listing, model, class_name, session_name)
     prepare_dagster_home(settings)
     database = Database()
@@ -109,7 +110,7 @@ def run_photos(
             skipped += outcome.skipped
             if outcome.reason:
                 failed += 1
-                progress.console.print(f"[red]{outcome.name} failed:[/] {outcome.reason}", highlight=False)
+                progress.console.print(f"[red]{outcome.name} failed:[/] {escape(outcome.reason)}", highlight=False)
         progress.update(task, description="done", completed=len(work))
     console.print(f"{len(work) - skipped} of {len(work)} sessions processed, the others have not changed.")
     for name in dict.fromkeys(item.key.class_name for item in work):
@@ -121,6 +122,7 @@ def run_photos(
 def print_register(register: Any) -> None:
     """The register as a table: a tick and a word in each cell, so that colour is not needed."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.measure import Measurement
     from rich.table import Table
 
@@ -131,12 +133,13 @@ def print_register(register: Any) -> None:
         "unknown": "[magenta]● unknown",
         "": "",
     }
+    # Names are names: "Ann [2]" is no markup.
     table = Table(title=f"Attendance of {register.class_name} ({register.model})", title_justify="left")
     table.add_column("student")
     for session in register.sessions:
         table.add_column(session)
     for name, *cells in register.rows():
-        table.add_row(name, *(marks[cell] for cell in cells))
+        table.add_row(escape(name), *(marks[cell] for cell in cells))
     # A register cut off at the edge of a narrow terminal or a pipe would hide names and sessions.
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), table).maximum)
@@ -145,12 +148,14 @@ def print_register(register: Any) -> None:
 
 def print_refusals(console: Any, database: Any, class_name: str) -> None:
     """Every photo of the class that could not be used, with its reason."""
+    from rich.markup import escape
+
     from pipelines.database import catalog
 
     with database.connection() as connection:
         refused = catalog.refused_photos(connection, class_name)
     for reason in refused:
-        console.print(f"[yellow]not used:[/] {reason}", highlight=False)
+        console.print(f"[yellow]not used:[/] {escape(reason)}", highlight=False)
 
 
 @main.command()

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, model_asset, model_code_version, record
+from pipelines.assets.common import lineage_asset, model_asset, record
 from pipelines.partitions import classes
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -14,21 +14,16 @@ from pipelines.services.attendance import AttendanceService
 def build_class_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
     """`<model>/class_attendance`."""
 
-    @dg.asset(
-        key=model_asset(spec, "class_attendance"),
+    @lineage_asset(
+        spec,
+        "class_attendance",
         # For lineage only: the class attendance sensor requests the runs. An eager condition would wait for every
         # session of every class and start all classes whenever one session changes.
         deps=[
             dg.AssetDep(model_asset(spec, "session_attendance"), partition_mapping=dg.AllPartitionMapping()),
         ],
         partitions_def=classes,
-        group_name=spec.name,
         kinds={"python", "postgres"},
-        owners=OWNERS,
-        tags=TAGS,
-        code_version=model_code_version(spec, "1"),
-        backfill_policy=BACKFILL,
-        retry_policy=RETRY,
         description="The class's register over all its sessions, as a table.",
     )
     def class_attendance(context: dg.AssetExecutionContext, database: Database) -> None:

@@ -1,7 +1,7 @@
 """What every asset shares: labels, and the loop over a run's partitions."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from pipelines.errors import AttendanseeError
-from pipelines.partitions import SessionKey, parse_session_key
+from pipelines.partitions import SessionKey, parse_session_key, sessions
 from pipelines.resources.embedding.registry import ModelSpec
 
 # Beta in Dagster 1.13; said once here, and not 22 times at every start of a process.
@@ -33,9 +33,32 @@ def model_asset(spec: ModelSpec, name: str) -> dg.AssetKey:
     return dg.AssetKey([spec.name, name])
 
 
-def model_code_version(spec: ModelSpec, algorithm: str) -> str:
-    """Changes with the algorithm and with the model's published weights."""
-    return f"{algorithm}+{spec.name}-{spec.weights_sha256[:12]}"
+def lineage_asset(
+    spec: ModelSpec,
+    name: str,
+    *,
+    deps: Sequence[dg.AssetKey | dg.AssetsDefinition | dg.AssetDep],
+    kinds: set[str],
+    description: str,
+    partitions_def: dg.PartitionsDefinition = sessions,
+) -> Callable[[Callable[..., None]], dg.AssetsDefinition]:
+    """`@dg.asset` with what all assets of a model's lineage share.
+
+    The code version changes with the algorithm's number and with the model's published weights.
+    """
+    return dg.asset(
+        key=model_asset(spec, name),
+        deps=deps,
+        partitions_def=partitions_def,
+        group_name=spec.name,
+        kinds=kinds,
+        owners=OWNERS,
+        tags=TAGS,
+        code_version=f"1+{spec.name}-{spec.weights_sha256[:12]}",
+        backfill_policy=BACKFILL,
+        retry_policy=RETRY,
+        description=description,
+    )
 
 
 @contextmanager

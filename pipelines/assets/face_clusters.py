@@ -2,17 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.common import (
-    BACKFILL,
-    OWNERS,
-    RETRY,
-    TAGS,
-    counts,
-    for_each_session,
-    model_asset,
-    model_code_version,
-)
-from pipelines.partitions import sessions
+from pipelines.assets.common import counts, for_each_session, lineage_asset, model_asset
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
@@ -22,17 +12,11 @@ from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringSe
 def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
     """`<model>/face_clusters`."""
 
-    @dg.asset(
-        key=model_asset(spec, "face_clusters"),
+    @lineage_asset(
+        spec,
+        "face_clusters",
         deps=[model_asset(spec, "face_embeddings")],
-        partitions_def=sessions,
-        group_name=spec.name,
         kinds={"python", "numpy", "postgres"},
-        owners=OWNERS,
-        tags=TAGS,
-        code_version=model_code_version(spec, "1"),
-        backfill_policy=BACKFILL,
-        retry_policy=RETRY,
         description="The session's usable crops in groups of one person each; crops of one photo are never together.",
     )
     def face_clusters(

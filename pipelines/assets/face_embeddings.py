@@ -3,18 +3,8 @@
 import dagster as dg
 from pydantic import Field
 
-from pipelines.assets.common import (
-    BACKFILL,
-    OWNERS,
-    RETRY,
-    TAGS,
-    counts,
-    for_each_session,
-    model_asset,
-    model_code_version,
-)
+from pipelines.assets.common import counts, for_each_session, lineage_asset
 from pipelines.assets.face_crops import face_crops
-from pipelines.partitions import sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
@@ -32,17 +22,11 @@ class EmbeddingConfig(dg.Config):
 def build_face_embeddings(spec: ModelSpec) -> dg.AssetsDefinition:
     """`<model>/face_embeddings`."""
 
-    @dg.asset(
-        key=model_asset(spec, "face_embeddings"),
+    @lineage_asset(
+        spec,
+        "face_embeddings",
         deps=[face_crops],
-        partitions_def=sessions,
-        group_name=spec.name,
         kinds={"python", "tensorflow", "pgvector"} if spec.name != "dlib" else {"python", "dlib", "pgvector"},
-        owners=OWNERS,
-        tags=TAGS,
-        code_version=model_code_version(spec, "1"),
-        backfill_policy=BACKFILL,
-        retry_policy=RETRY,
         description=f"Unit vectors ({spec.dimension}-D, {spec.deepface_name}) of the session's face crops in pgvector.",
     )
     def face_embeddings(

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, for_each_session, model_asset, model_code_version
-from pipelines.partitions import SessionKey, sessions
+from pipelines.assets.common import for_each_session, lineage_asset, model_asset
+from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.services.attendance import AttendanceService
@@ -14,17 +14,11 @@ from pipelines.services.attendance import AttendanceService
 def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
     """`<model>/session_attendance`."""
 
-    @dg.asset(
-        key=model_asset(spec, "session_attendance"),
+    @lineage_asset(
+        spec,
+        "session_attendance",
         deps=[model_asset(spec, "student_assignments")],
-        partitions_def=sessions,
-        group_name=spec.name,
         kinds={"python", "postgres"},
-        owners=OWNERS,
-        tags=TAGS,
-        code_version=model_code_version(spec, "1"),
-        backfill_policy=BACKFILL,
-        retry_policy=RETRY,
         description="Present, absent or unsure for every student of the class, and the unknown people who were seen.",
     )
     def session_attendance(context: dg.AssetExecutionContext, database: Database) -> None:

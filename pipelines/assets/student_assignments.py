@@ -2,17 +2,7 @@
 
 import dagster as dg
 
-from pipelines.assets.common import (
-    BACKFILL,
-    OWNERS,
-    RETRY,
-    TAGS,
-    counts,
-    for_each_session,
-    model_asset,
-    model_code_version,
-)
-from pipelines.partitions import sessions
+from pipelines.assets.common import counts, for_each_session, lineage_asset, model_asset
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
@@ -22,17 +12,11 @@ from pipelines.services.assignment import AssignmentConfig, FaceCropAssignmentSe
 def build_student_assignments(spec: ModelSpec) -> dg.AssetsDefinition:
     """`<model>/student_assignments`."""
 
-    @dg.asset(
-        key=model_asset(spec, "student_assignments"),
+    @lineage_asset(
+        spec,
+        "student_assignments",
         deps=[model_asset(spec, "face_clusters")],
-        partitions_def=sessions,
-        group_name=spec.name,
         kinds={"python", "numpy", "postgres"},
-        owners=OWNERS,
-        tags=TAGS,
-        code_version=model_code_version(spec, "1"),
-        backfill_policy=BACKFILL,
-        retry_policy=RETRY,
         description="Each crop's student by KNN against the class's gallery, once per photo; unknown people become "
         "provisional students.",
     )
