@@ -112,9 +112,16 @@ def run_photos(
                 failed += 1
                 progress.console.print(f"[red]{outcome.name} failed:[/] {escape(outcome.reason)}", highlight=False)
         progress.update(task, description="done", completed=len(work))
-    console.print(f"{len(work) - skipped} of {len(work)} sessions processed, the others have not changed.")
+    console.print(
+        f"{len(work) - skipped} of {len(work)} sessions processed"
+        + (f" ({failed} runs failed)" if failed else "")
+        + ", the others have not changed."
+    )
     for name in dict.fromkeys(item.key.class_name for item in work):
-        print_register(AttendanceService(database, model).register(name))
+        try:
+            print_register(AttendanceService(database, model).register(name))
+        except AttendanseeError as error:
+            console.print(escape(str(error)), style="red")
         print_refusals(console, database, name)
     return not failed
 
@@ -287,18 +294,24 @@ def up(port: int, watch: str | None) -> None:
 
 
 @main.command()
-@click.confirmation_option(prompt="Delete the embedded database and every crop, weight and log below ATTENDANSEE_HOME?")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @plain_errors
-def erase() -> None:
+def erase(yes: bool) -> None:
     """Delete everything that was made from photos; the photos themselves and a server in DATABASE_URL stay."""
     from pipelines.database import embedded
 
-    home = get_settings().home
+    home = get_settings().home.resolve()
+    if not yes:
+        click.confirm(f"Delete the embedded database, crops, weights and Dagster's records in {home}?", abort=True)
     # As root the database may lie outside the home: see README, "A real server".
     embedded.remove(home / "postgres")
-    if home.exists():
-        shutil.rmtree(home)
-    click.echo(f"{home} is gone.")
+    # Only what is ours: somebody may have set ATTENDANSEE_HOME to a folder that holds other things too.
+    for name in ("crops", "dagster", "deepface", "demo"):
+        if (home / name).is_dir():
+            shutil.rmtree(home / name)
+    if home.is_dir() and not any(home.iterdir()):
+        home.rmdir()
+    click.echo(f"What was made from photos in {home} is gone.")
 
 
 @main.command()

@@ -91,11 +91,11 @@ def process(
             tags={FINGERPRINT_TAG: item.fingerprint, "attendansee/class": item.key.class_name},
             resources={"photo_store": {"config": {"photos": store.photos, "crops": store.crops}}},
         )
-        with database.connection() as connection:
-            catalog.adopt_model(connection, item.key.class_name, model)
     register = defs.resolve_job_def(f"class_attendance_{model}")
+    with database.connection() as connection:
+        registered = set(catalog.class_names(connection))
     for class_name in class_names:
-        if class_name in changed:
+        if class_name in changed & registered:
             on_start(class_name)
             yield _execute(register, class_name, instance, tags={"attendansee/class": class_name}, resources={})
 
@@ -131,10 +131,13 @@ def _execute(
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:
-    """The innermost error of the first failed step, or the failed check's findings, in one line."""
+    """The sentence that the first failed step ended with, else its innermost error, else the failed check's findings."""
     for event in result.all_events:
         if event.is_step_failure:
-            error = event.step_failure_data.error
+            failure = event.step_failure_data
+            if failure.user_failure_data is not None and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
             if error is not None:

@@ -124,10 +124,9 @@ class MadeClass:
             for name in names:
                 students[name] = catalog.ensure_named_student(connection, session.class_id, name)
                 image_id = self._photo(connection, key, session.id, f"{name}.jpg")
+                connection.execute("UPDATE images SET student_id = %s WHERE id = %s", [students[name], image_id])
                 made[0, name] = self._crop(connection, image_id, 0)
-                crops.confirm_crop(
-                    connection, session.class_id, made[0, name], students[name], by="enrolment", reason="portrait"
-                )
+            crops.confirm_portraits(connection, session.id, session.class_id)
             self._embed(connection, made, 0.015)
         return students
 
@@ -140,7 +139,7 @@ class MadeClass:
 
     def _photo(self, connection: psycopg.Connection, key: SessionKey, session_id: int, name: str) -> int:
         path = f"{key.class_name}/{key.session_name}/{name}"
-        catalog.insert_image(
+        catalog.register_image(
             connection,
             session_id,
             sha256=path,

@@ -4,7 +4,7 @@ from time import perf_counter
 
 import dagster as dg
 
-from pipelines.assets.common import lineage_asset, model_asset, record
+from pipelines.assets.common import lineage_asset, model_asset, plain_failure, record
 from pipelines.partitions import classes
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -29,7 +29,8 @@ def build_class_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
     def class_attendance(context: dg.AssetExecutionContext, database: Database) -> None:
         for class_name in context.partition_keys:
             started = perf_counter()
-            register = AttendanceService(database, spec.name).register(class_name)
+            with plain_failure():
+                register = AttendanceService(database, spec.name).register(class_name)
             columns = ["student", *register.sessions]
             record(
                 context,

@@ -1,5 +1,6 @@
 """Attendance rows and the register they make."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 
@@ -21,13 +22,14 @@ class AttendanceCell:
     similarity: float | None
 
 
-def register_session(connection: Connection, session_id: int, model: str) -> None:
+def register_session(connection: Connection, session_id: int, model: str, withdrawn: Collection[int]) -> None:
     """Derive the session's attendance rows from its assignments; rows that are right already stay untouched.
 
     One student is present who has an assigned crop, unsure who has only crops that need review, absent otherwise.
     Provisional students get a row only where they appear: nobody knows that a visitor should have been there.
+    `withdrawn` students get none.
     """
-    parameters = {"session": session_id, "model": model}
+    parameters = {"session": session_id, "model": model, "withdrawn": sorted(withdrawn)}
     derived = """
         SELECT st.id AS student_id,
             CASE WHEN bool_or(a.state = 'assigned') THEN 'present' WHEN count(a.crop_id) > 0 THEN 'unsure'
@@ -37,9 +39,9 @@ def register_session(connection: Connection, session_id: int, model: str) -> Non
         FROM sessions s
         JOIN students st ON st.class_id = s.class_id
         LEFT JOIN (assignments a JOIN face_crops f ON f.id = a.crop_id
-            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL)
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL)
             ON a.student_id = st.id AND a.model = %(model)s AND i.session_id = s.id
-        WHERE s.id = %(session)s
+        WHERE s.id = %(session)s AND NOT st.id = ANY(%(withdrawn)s)
         GROUP BY st.id
         HAVING NOT st.provisional OR count(a.crop_id) > 0"""
     connection.execute(

@@ -114,9 +114,28 @@ def session_dates(connection: Connection, class_id: int) -> dict[str, date | Non
 def named_students(connection: Connection, class_id: int) -> list[str]:
     """Names of the students that a person has named, sorted."""
     rows = connection.execute(
-        "SELECT name FROM students WHERE class_id = %s AND NOT provisional ORDER BY name", [class_id]
+        "SELECT name FROM students WHERE class_id = %s AND NOT provisional AND NOT id = ANY(%s) ORDER BY name",
+        [class_id, sorted(withdrawn_student_ids(connection, class_id))],
     )
     return [name for (name,) in rows]
+
+
+def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
+    """Ids of students who were enrolled by portraits of which none is left (removed, or renamed after somebody else).
+
+    Nothing shows what they look like any more: they take no part in recognition and are not in the register.
+    """
+    rows = connection.execute(
+        """SELECT st.id FROM students st WHERE st.class_id = %s
+        AND EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = st.id AND d.decided_by = 'enrolment')
+        AND NOT EXISTS (
+            SELECT 1 FROM confirmed_crops c JOIN face_crops f ON f.id = c.crop_id
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            WHERE c.student_id = st.id
+        )""",
+        [class_id],
+    )
+    return {student_id for (student_id,) in rows}
 
 
 def ensure_named_student(connection: Connection, class_id: int, name: str) -> int:
@@ -132,17 +151,21 @@ def ensure_named_student(connection: Connection, class_id: int, name: str) -> in
 
 
 def create_provisional_student(connection: Connection, class_name: str, session: SessionRow) -> int:
-    """Make `Class_<class>_Session_<session>_Cluster_<n>` with the session's next number and return its id."""
-    row = connection.execute(
-        """WITH numbered AS (
-            UPDATE sessions SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
-        )
-        INSERT INTO students (class_id, name, provisional)
-        SELECT %s, %s || number, true FROM numbered RETURNING id""",
-        [session.id, session.class_id, f"Class_{class_name}_Session_{session.name}_Cluster_"],
-    ).fetchone()
-    assert row is not None, "the session exists"
-    return row[0]
+    """Make `Class_<class>_Session_<session>_Cluster_<n>` with the session's next number and return its id.
+
+    A number whose name a person has given to a student is passed over.
+    """
+    while True:
+        row = connection.execute(
+            """WITH numbered AS (
+                UPDATE sessions SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
+            )
+            INSERT INTO students (class_id, name, provisional)
+            SELECT %s, %s || number, true FROM numbered ON CONFLICT DO NOTHING RETURNING id""",
+            [session.id, session.class_id, f"Class_{class_name}_Session_{session.name}_Cluster_"],
+        ).fetchone()
+        if row is not None:
+            return row[0]
 
 
 def provisional_student_ids(connection: Connection, class_id: int) -> set[int]:
@@ -176,7 +199,7 @@ def known_hashes(connection: Connection, session_id: int) -> set[str]:
     return {h for (h,) in connection.execute("SELECT sha256 FROM images WHERE session_id = %s", [session_id])}
 
 
-def insert_image(
+def register_image(
     connection: Connection,
     session_id: int,
     *,
@@ -188,10 +211,12 @@ def insert_image(
     taken_at: datetime | None,
     refused_reason: str | None,
 ) -> None:
-    """Register one photo; a photo of the same content that another process registered meanwhile stays."""
+    """Register one photo by its content; one that is registered already gets what reading it again has found."""
     connection.execute(
         """INSERT INTO images (session_id, sha256, path, size_bytes, width, height, taken_at, refused_reason)
-        VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
+        VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (session_id, sha256) DO UPDATE SET
+            width = excluded.width, height = excluded.height, taken_at = excluded.taken_at,
+            refused_reason = excluded.refused_reason""",
         [session_id, sha256, path, size_bytes, width, height, taken_at, refused_reason],
     )
 
@@ -206,20 +231,29 @@ def place_image(connection: Connection, session_id: int, sha256: str, path: str,
     )
 
 
-def mark_removed(connection: Connection, session_id: int, still_there: list[str]) -> int:
-    """Mark the session's photos whose hash is not in `still_there` as removed; returns how many were newly marked."""
+def refused_hashes(connection: Connection, session_id: int) -> set[str]:
+    """Content hashes of the session's photos that were refused."""
+    rows = connection.execute(
+        "SELECT sha256 FROM images WHERE session_id = %s AND refused_reason IS NOT NULL", [session_id]
+    )
+    return {sha256 for (sha256,) in rows}
+
+
+def mark_removed(connection: Connection, session_id: int, hashes: list[str]) -> int:
+    """Mark the session's photos of these content hashes as removed; returns how many were newly marked."""
     return connection.execute(
-        "UPDATE images SET removed_at = now() WHERE session_id = %s AND removed_at IS NULL AND NOT sha256 = ANY(%s)",
-        [session_id, still_there],
+        "UPDATE images SET removed_at = now() WHERE session_id = %s AND removed_at IS NULL AND sha256 = ANY(%s)",
+        [session_id, hashes],
     ).rowcount
 
 
 def date_session_by_its_photos(connection: Connection, session_id: int) -> None:
-    """Give a session without a date the earliest EXIF date of its photos, where one has any."""
+    """Date a session by the earliest EXIF date of its present photos; without any it has no date."""
     connection.execute(
-        """UPDATE sessions SET held_on = (SELECT min(taken_at)::date FROM images WHERE session_id = sessions.id)
-        WHERE id = %s AND held_on IS NULL""",
-        [session_id],
+        """UPDATE sessions s SET held_on = photos.day FROM (
+            SELECT min(taken_at)::date AS day FROM images WHERE session_id = %(session)s AND removed_at IS NULL
+        ) photos WHERE s.id = %(session)s AND s.held_on IS DISTINCT FROM photos.day""",
+        {"session": session_id},
     )
 
 

@@ -53,14 +53,20 @@ def session_crops(connection: Connection, session_id: int) -> list[CropRow]:
     """The crops of the session's present photos, by photo and id."""
     with connection.cursor(row_factory=class_row(CropRow)) as cursor:
         return cursor.execute(
-            f"{_COLUMNS} WHERE i.session_id = %s AND i.removed_at IS NULL ORDER BY f.image_id, f.id",
+            f"{_COLUMNS} WHERE i.session_id = %s AND i.removed_at IS NULL AND i.refused_reason IS NULL"
+            " ORDER BY f.image_id, f.id",
             [session_id],
         ).fetchall()
 
 
+def lock_image(connection: Connection, image_id: int) -> str | None:
+    """Lock a photo's row to the end of the transaction; returns the detector version that has searched it."""
+    row = connection.execute("SELECT searched_with FROM images WHERE id = %s FOR UPDATE", [image_id]).fetchone()
+    return row[0] if row else None
+
+
 def image_crops(connection: Connection, image_id: int) -> list[CropRow]:
-    """The crops of one photo, by id; the photo's row stays locked to the end of the transaction."""
-    connection.execute("SELECT 1 FROM images WHERE id = %s FOR UPDATE", [image_id])
+    """The crops of one photo, by id."""
     with connection.cursor(row_factory=class_row(CropRow)) as cursor:
         return cursor.execute(f"{_COLUMNS} WHERE f.image_id = %s ORDER BY f.id", [image_id]).fetchall()
 
@@ -111,13 +117,16 @@ def mark_searched(connection: Connection, image_id: int, detector_version: str) 
     connection.execute("UPDATE images SET searched_with = %s WHERE id = %s", [detector_version, image_id])
 
 
-def confirm_crop(connection: Connection, class_id: int, crop_id: int, student_id: int, *, by: str, reason: str) -> None:
-    """Record that a crop shows a student; saying the same again adds nothing."""
+def confirm_portraits(connection: Connection, session_id: int, class_id: int) -> None:
+    """Confirm each portrait's crop as the student its photo is named after; what is confirmed already stays."""
     connection.execute(
         """INSERT INTO decisions (class_id, kind, crop_id, student_id, decided_by, reason)
-        SELECT %(class)s, 'confirm', %(crop)s, %(student)s, %(by)s, %(reason)s
-        WHERE NOT EXISTS (SELECT 1 FROM confirmed_crops WHERE crop_id = %(crop)s AND student_id = %(student)s)""",
-        {"class": class_id, "crop": crop_id, "student": student_id, "by": by, "reason": reason},
+        SELECT %(class)s, 'confirm', f.id, i.student_id, 'enrolment', 'portrait'
+        FROM face_crops f JOIN images i ON i.id = f.image_id AND i.session_id = %(session)s
+        WHERE i.student_id IS NOT NULL AND i.removed_at IS NULL AND i.refused_reason IS NULL AND NOT EXISTS (
+            SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.student_id = i.student_id
+        )""",
+        {"class": class_id, "session": session_id},
     )
 
 

@@ -44,7 +44,7 @@ def read_gallery(connection: Connection, class_id: int, model: str, *, without_s
         return cursor.execute(
             """SELECT f.id AS crop_id, st.id AS student_id, st.provisional, c.student_id IS NOT NULL AS confirmed
             FROM face_crops f
-            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
             LEFT JOIN confirmed_crops c ON c.crop_id = f.id
             LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
@@ -84,7 +84,8 @@ def write_assignments(connection: Connection, model: str, assignments: Iterable[
                     runner_up_id = excluded.runner_up_id,
                     runner_up_cosine_similarity = excluded.runner_up_cosine_similarity,
                     run_id = excluded.run_id, decided_at = now()
-                WHERE (old.state, old.student_id) IS DISTINCT FROM (excluded.state, excluded.student_id)""",
+                WHERE (old.state, old.student_id, old.decided_by = 'person')
+                    IS DISTINCT FROM (excluded.state, excluded.student_id, excluded.decided_by = 'person')""",
                 [
                     *(a.crop_id, model, a.state, a.student_id, a.decided_by, a.cosine_similarity),
                     *(a.similarity, a.runner_up_id, a.runner_up_cosine_similarity, run_id),
@@ -92,6 +93,15 @@ def write_assignments(connection: Connection, model: str, assignments: Iterable[
             )
             changed += cursor.rowcount
     return changed
+
+
+def forget_assignments(connection: Connection, model: str, session_id: int, kept: Sequence[int]) -> int:
+    """Delete the lineage's assignments of the session's crops other than `kept`: they have no vector any more."""
+    return connection.execute(
+        """DELETE FROM assignments a USING face_crops f, images i
+        WHERE f.id = a.crop_id AND i.id = f.image_id AND i.session_id = %s AND a.model = %s AND NOT a.crop_id = ANY(%s)""",
+        [session_id, model, list(kept)],
+    ).rowcount
 
 
 def read_clusters(connection: Connection, session_id: int, model: str) -> dict[int, int]:

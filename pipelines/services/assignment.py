@@ -1,7 +1,8 @@
 """Say who each face of a session is."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import dagster as dg
 import numpy as np
@@ -57,8 +58,8 @@ class FaceCropAssignmentService:
     def assign_session(self, key: SessionKey, config: AssignmentConfig, run_id: str | None = None) -> AssignmentReport:
         """Match every embedded crop with the class's gallery; what matches nobody becomes provisional students.
 
-        Named students are asked first, so that portraits added later absorb provisional students; then provisional
-        ones; then the session's clusters. One transaction under the class's lock: two sessions of a class processed at
+        Confirmed crops are asked first, so that portraits added or corrected later put right what was decided without
+        them; then the other crops of named students, then provisional students, then the session's clusters. One transaction under the class's lock: two sessions of a class processed at
         once never make the same person twice.
         """
         spec = get_spec(self.model_name)
@@ -67,17 +68,18 @@ class FaceCropAssignmentService:
             catalog.lock_class(connection, session.class_id)
             run = _SessionRun(connection, spec, self.version, config, session.id, session.class_id)
             if not session.is_enrolment:
-                run.match_gallery(provisional=False)
-                run.match_gallery(provisional=True)
+                run.match_gallery(lambda crop: crop.confirmed)
+                run.match_gallery(lambda crop: not crop.provisional)
+                run.match_gallery(lambda crop: crop.provisional)
                 run.join_clusters()
             created = 0
-            for members in run.unknown_people():
-                student_id = run.prior_owner(members)
-                if student_id is None:
-                    student_id = catalog.create_provisional_student(connection, key.class_name, session)
-                    created += 1
-                run.become(members, student_id)
+            groups = run.unknown_people()
+            owners = run.prior_owners(groups)
+            for members, owner in zip(groups, owners, strict=True):
+                created += owner is None
+                run.become(members, owner or catalog.create_provisional_student(connection, key.class_name, session))
             changed = identities.write_assignments(connection, spec.name, run.decided.values(), run_id)
+            changed += identities.forget_assignments(connection, spec.name, session.id, list(run.decided))
             catalog.delete_empty_provisional_students(connection, session.class_id)
         states = Counter(a.state for a in run.decided.values())
         return AssignmentReport(
@@ -124,6 +126,7 @@ class _SessionRun:
             connection, spec.name, version, gallery, spec.dimension
         )
         self.gallery: list[GalleryCrop] = [gallery[crop_id] for crop_id in gallery_ids]
+        self.withdrawn_students = catalog.withdrawn_student_ids(connection, class_id)
         self.provisional_students = catalog.provisional_student_ids(connection, class_id)
 
         self.decided: dict[int, Assignment] = {
@@ -135,10 +138,10 @@ class _SessionRun:
         for crop_id in ids:
             self.decided.setdefault(crop_id, Assignment(crop_id, "no_match", None, "knn"))
 
-    def match_gallery(self, *, provisional: bool) -> None:
-        """Match the crops that have no student yet with the named (or the provisional) part of the gallery."""
+    def match_gallery(self, wanted: Callable[[GalleryCrop], bool]) -> None:
+        """Match the crops that have no student yet with a part of the gallery."""
         probes = [crop_id for crop_id, a in self.decided.items() if a.state == "no_match"]
-        part = [i for i, g in enumerate(self.gallery) if g.provisional == provisional]
+        part = [i for i, g in enumerate(self.gallery) if wanted(g) and g.student_id not in self.withdrawn_students]
         if not probes or not part:
             return
         similarity = cosine_similarity_matrix(
@@ -161,7 +164,7 @@ class _SessionRun:
             )
 
     def join_clusters(self) -> None:
-        """A face that matched nobody but is clustered with one student's faces is that student, seen less clearly."""
+        """A face that matched nobody but is clustered mostly with one student's faces is that student, seen less clearly."""
         members: dict[int, list[int]] = defaultdict(list)
         for crop_id, label in self.clusters.items():
             if crop_id in self.decided:
@@ -169,7 +172,8 @@ class _SessionRun:
         for crop_ids in members.values():
             known = [c for c in crop_ids if self.decided[c].state == "assigned"]
             students = {self.decided[c].student_id for c in known}
-            if len(students) != 1:
+            # One stray match must not turn a guest's whole cluster into a student.
+            if len(students) != 1 or 2 * len(known) < len(crop_ids):
                 continue
             (student_id,) = students
             for crop_id in crop_ids:
@@ -186,28 +190,37 @@ class _SessionRun:
                 groups[label].append(crop_id)
         return [sorted(groups[label]) for label in sorted(groups)]
 
-    def prior_owner(self, members: list[int]) -> int | None:
-        """Who most of these crops were before (in this lineage, or in another when the model is new), if nobody has a
-        better claim: a named student with a gallery was asked already and did not match.
+    def prior_owners(self, groups: list[list[int]]) -> list[int | None]:
+        """Who the crops of each group were before, in this lineage or, where the model is new, in another.
+
+        A student owns at most one group, the one with most of their crops, so that people who were merged by mistake
+        come apart; more than half of the group must have been theirs. A named student with a gallery was asked already
+        and did not match.
         """
-        seen = Counter(self.prior[crop_id] for crop_id in members if crop_id in self.prior)
-        if not seen:
-            return None
-        (student_id, count) = min(seen.items(), key=lambda item: (-item[1], item[0]))
         with_gallery = {g.student_id for g in self.gallery}
-        photos = {self.photo[crop_id] for crop_id in members}
-        if (
-            count * 2 <= len(members)
-            or (student_id in with_gallery and student_id not in self.provisional_students)
-            or any(student_id in self.students_in_photo(photo) for photo in photos)
-        ):
-            return None
-        return student_id
+        owners: list[int | None] = [None] * len(groups)
+        claims = [
+            (count, index, student_id)
+            for index, members in enumerate(groups)
+            for student_id, count in Counter(self.prior[c] for c in members if c in self.prior).items()
+            if count * 2 > len(members)
+        ]
+        for _, index, student_id in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
+            in_photos = set().union(*(self.students_in_photo(self.photo[c]) for c in groups[index]))
+            asked_already = student_id in with_gallery and student_id not in self.provisional_students
+            if not (asked_already or student_id in self.withdrawn_students or student_id in {*owners, *in_photos}):
+                owners[index] = student_id
+        return owners
 
     def become(self, members: list[int], student_id: int) -> None:
-        """Assign a cluster's crops to one student."""
-        for crop_id in members:
-            self.decided[crop_id] = self.by_cluster(crop_id, student_id, [c for c in members if c != crop_id])
+        """Assign a cluster's crops to one student, each photo's best one; a second one in a photo needs a review."""
+        ranked = sorted(
+            (self.by_cluster(crop_id, student_id, [c for c in members if c != crop_id]) for crop_id in members),
+            key=lambda a: (-(a.cosine_similarity or 0), a.crop_id),
+        )
+        for assignment in ranked:
+            shown = student_id in self.students_in_photo(self.photo[assignment.crop_id])
+            self.decided[assignment.crop_id] = replace(assignment, state="needs_review") if shown else assignment
 
     def students_in_photo(self, photo: int) -> set[int]:
         """Students assigned to a crop of this photo so far."""

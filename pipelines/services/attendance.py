@@ -87,7 +87,9 @@ class AttendanceService:
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             if not session.is_enrolment:
-                attendance.register_session(connection, session.id, self.model_name)
+                withdrawn = catalog.withdrawn_student_ids(connection, session.class_id)
+                attendance.register_session(connection, session.id, self.model_name, withdrawn)
+                catalog.adopt_model(connection, key.class_name, self.model_name)
             return attendance.count_faces(connection, session.id, self.model_name)
 
     def register(self, class_name: str) -> Register:
@@ -96,7 +98,11 @@ class AttendanceService:
             class_id = catalog.find_class(connection, class_name)
             sessions = catalog.session_dates(connection, class_id)
             named = catalog.named_students(connection, class_id)
-            cells = attendance.read_attendance(connection, class_id, self.model_name)
+            cells = [
+                cell
+                for cell in attendance.read_attendance(connection, class_id, self.model_name)
+                if cell.provisional or cell.student in named
+            ]
         processed = {cell.session for cell in cells}
         provisional = sorted({cell.student for cell in cells if cell.provisional})
         students, unknown = (named, provisional) if named else (provisional, [])

@@ -19,7 +19,7 @@ from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.resources.face_detector import FaceDetector
 from pipelines.resources.photo_reader import read_photo
 from pipelines.resources.photo_store import PhotoStore
-from pipelines.services.photo_roots import store_of
+from pipelines.services.photo_roots import registered_store
 from pipelines.settings import Settings
 
 # A portrait's second face may be a passer-by in the background; one nearly as large leaves open who is meant.
@@ -57,7 +57,7 @@ class DetectionService:
         face, confirmed as the student the photo is named after.
         """
         report = DetectionReport()
-        store = store_of(self.database, self.store, key)
+        store = registered_store(self.database, self.store, key)
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             images = catalog.session_images(connection, session.id)
@@ -73,6 +73,10 @@ class DetectionService:
                         catalog.refuse_image(connection, image.id, str(error))
         with self.database.connection() as connection:
             self._gate(connection, session.id, report)
+            if key.is_enrolment:
+                # For every portrait, searched now or before: its file may have been renamed after somebody else.
+                catalog.lock_class(connection, session.class_id)
+                crops.confirm_portraits(connection, session.id, session.class_id)
             report.refused = {
                 image.path: image.refused_reason
                 for image in catalog.session_images(connection, session.id)
@@ -93,6 +97,8 @@ class DetectionService:
         ]
         with self.database.connection() as connection:
             catalog.lock_class(connection, class_id)
+            if crops.lock_image(connection, image.id) == self.detector.version:
+                return 0  # Another run searched it meanwhile.
             stored = crops.image_crops(connection, image.id)
             # A newer detector's boxes take over the crops at their places, and with them who they are.
             pairs = dict(match_boxes(_boxes(faces), np.array([c.face.box for c in stored]).reshape(-1, 4)))
@@ -104,10 +110,6 @@ class DetectionService:
                     crops.delete_embeddings(connection, list(REGISTRY), crop_id)
                 else:
                     crop_id = crops.insert_crop(connection, image.id, face, path, **quality)
-                if image.student_id is not None:
-                    crops.confirm_crop(
-                        connection, class_id, crop_id, image.student_id, by="enrolment", reason="portrait"
-                    )
             matched = set(pairs.values())
             unseen = [crop.id for index, crop in enumerate(stored) if index not in matched]
             kept = crops.delete_crops_without_decisions(connection, unseen)

@@ -16,7 +16,7 @@ from pipelines.resources.embedding.model import EmbeddingError
 from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_reader import read_photo
 from pipelines.resources.photo_store import PhotoStore
-from pipelines.services.photo_roots import store_of
+from pipelines.services.photo_roots import registered_store
 from pipelines.settings import Settings
 
 # Vectors are written every so many crops: bounds memory, and keeps what is done when a later crop's photo kills the run.
@@ -64,7 +64,7 @@ class EmbeddingService:
                 else crops.crops_with_embedding(connection, self.model_name, version, [row.id for row in rows])
             )
         report = EmbeddingReport(crops=len(rows), skipped=len(done))
-        store = store_of(self.database, self.store, key)
+        store = registered_store(self.database, self.store, key)
         batch: list[tuple[int, NDArray[np.uint8]]] = []
         for item in self._chips(store, [row for row in rows if row.id not in done], report):
             batch.append(item)

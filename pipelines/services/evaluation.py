@@ -67,7 +67,7 @@ def evaluate_class(
         here = [crop for crop in crops if crop.path == path]
         pairs = dict(
             metrics.match_boxes(
-                np.array([[float(row[c]) for c in "xywh"] for row in rows]),
+                np.array([_box(row, labels) for row in rows]),
                 np.array([crop.box for crop in here], dtype=float).reshape(-1, 4),
             )
         )
@@ -88,12 +88,10 @@ def evaluate_class(
     precision = recall = None
     if attendance is not None and named:
         said = AttendanceService(database, model_name).register(class_name)
-        present = {(session, name) for (name, session), status in said.cells.items() if status == "present"}
-        truth = {
-            (row["session"], row["identity"])
-            for row in _read(attendance, ATTENDANCE_COLUMNS)
-            if row["present"].strip() == "1"
-        }
+        rows = _read(attendance, ATTENDANCE_COLUMNS)
+        sessions = {row["session"] for row in rows}
+        present = {(s, name) for (name, s), status in said.cells.items() if status == "present" and s in sessions}
+        truth = {(row["session"], row["identity"]) for row in rows if row["present"].strip() == "1"}
         precision, recall = metrics.precision_recall(present, truth)
     return Evaluation(
         detection_recall=matched / len(identities),
@@ -107,6 +105,15 @@ def evaluate_class(
         attendance_precision=precision,
         attendance_recall=recall,
     )
+
+
+def _box(row: dict[str, str], labels: Path) -> list[float]:
+    try:
+        return [float(row[column]) for column in "xywh"]
+    except (TypeError, ValueError) as error:
+        raise AttendanseeError(
+            f"A box of {row['file']} in {labels} is not made of numbers: give x, y, w and h in pixels."
+        ) from error
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

@@ -3,14 +3,12 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from psycopg import Connection
-
 from pipelines.database import catalog
 from pipelines.errors import PhotoError
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.photo_reader import read_photo
-from pipelines.resources.photo_store import PhotoStore
+from pipelines.resources.photo_store import PhotoFile, PhotoStore
 from pipelines.services.photo_roots import store_of
 from pipelines.settings import Settings
 
@@ -39,30 +37,36 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
         session = catalog.ensure_session(connection, key, held_on)
         catalog.record_photo_root(connection, key.class_name, store.photos)
         known = catalog.known_hashes(connection, session.id)
+        refused_before = catalog.refused_hashes(connection, session.id)
 
-    present: dict[str, str] = {}
+    present: dict[str, PhotoFile] = {}
     new = 0
+    conflicts: dict[str, str] = {}
     for file in files:
         try:
             data = store.read(file.path)
         except PhotoError:
-            continue  # Gone since the listing: the next run sees it as removed.
+            continue  # Gone since the listing, as if it had been removed before.
         sha256 = hashlib.sha256(data).hexdigest()
-        with database.connection() as connection:
-            if sha256 not in known:
-                _register(connection, session.id, sha256, file.path, data, settings)
-                known.add(sha256)
-                new += 1
-            if sha256 not in present:
-                student = (
-                    catalog.ensure_named_student(connection, session.class_id, file.student) if file.student else None
+        first = present.setdefault(sha256, file)
+        if first is not file:
+            if first.student != file.student:
+                conflicts[file.path] = (
+                    f"{file.path} is the same photo as {first.path}: give each student a portrait of their own."
                 )
-                catalog.place_image(connection, session.id, sha256, file.path, student)
-        present.setdefault(sha256, file.path)
+            continue
+        if sha256 not in known or sha256 in refused_before:
+            # A refused photo is read again each time, for its remedy may have been followed.
+            _register(database, session.id, sha256, file.path, data, settings)
+            new += sha256 not in known
+        with database.connection() as connection:
+            student = catalog.ensure_named_student(connection, session.class_id, file.student) if file.student else None
+            catalog.place_image(connection, session.id, sha256, file.path, student)
 
     with database.connection() as connection:
-        removed = catalog.mark_removed(connection, session.id, list(present))
-        if not key.is_enrolment:
+        # Only what was known before: another run may have registered a photo that arrived after this run's listing.
+        removed = catalog.mark_removed(connection, session.id, list(known - present.keys()))
+        if held_on is None and not key.is_enrolment:
             catalog.date_session_by_its_photos(connection, session.id)
         images = catalog.session_images(connection, session.id)
     return IntakeReport(
@@ -70,11 +74,11 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
         new=new,
         duplicates=len(files) - len(present),
         removed=removed,
-        refused={image.path: image.refused_reason for image in images if image.refused_reason},
+        refused={image.path: image.refused_reason for image in images if image.refused_reason} | conflicts,
     )
 
 
-def _register(connection: Connection, session_id: int, sha256: str, path: str, data: bytes, settings: Settings) -> None:
+def _register(database: Database, session_id: int, sha256: str, path: str, data: bytes, settings: Settings) -> None:
     width = height = taken_at = reason = None
     try:
         photo = read_photo(data, path, settings.max_megapixels)
@@ -82,17 +86,18 @@ def _register(connection: Connection, session_id: int, sha256: str, path: str, d
         taken_at = photo.taken_at
     except PhotoError as error:
         reason = str(error)
-    catalog.insert_image(
-        connection,
-        session_id,
-        sha256=sha256,
-        path=path,
-        size_bytes=len(data),
-        width=width,
-        height=height,
-        taken_at=taken_at,
-        refused_reason=reason,
-    )
+    with database.connection() as connection:
+        catalog.register_image(
+            connection,
+            session_id,
+            sha256=sha256,
+            path=path,
+            size_bytes=len(data),
+            width=width,
+            height=height,
+            taken_at=taken_at,
+            refused_reason=reason,
+        )
 
 
 def unregistered_photos(database: Database, store: PhotoStore, key: SessionKey) -> list[str]:

@@ -8,13 +8,14 @@ from pipelines.resources.photo_store import PhotoStore
 
 
 def store_of(database: Database, store: PhotoStore, key: SessionKey) -> PhotoStore:
-    """The store to read this class's photos from.
-
-    A run started in the UI names no photo root; the class remembers the one it was registered from. Raises
-    PhotoStoreError where neither is known.
+    """The store to register this class's photos from: the root that the run or ATTENDANSEE_PHOTOS names, else the
+    remembered one. Raises PhotoStoreError where neither is known.
     """
-    if store.photos:
-        return store
+    return store if store.photos else registered_store(database, store, key)
+
+
+def registered_store(database: Database, store: PhotoStore, key: SessionKey) -> PhotoStore:
+    """The store that the class's photos were registered from, whatever root is set now."""
     with database.connection() as connection:
         root = catalog.photo_root(connection, key.class_name)
     if root is None:

@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.database import catalog
+from pipelines.database import catalog, identities
 from pipelines.partitions import parse_session_key
 from pipelines.services.assignment import AssignmentConfig, AssignmentReport, FaceCropAssignmentService
+from pipelines.services.attendance import AttendanceService
 from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
 
 
@@ -183,3 +184,144 @@ def test_dbscan_leaves_a_lone_face_as_noise_without_a_student(made_class, databa
     assert (report.clusters, report.noise) == (1, 1)
     FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
     assert identities_of(crops)[0, "bob"] is None
+
+
+def test_a_wrong_portrait_that_is_replaced_is_put_right_everywhere(made_class, database, process, identities_of):
+    students = made_class.enrol("m", "ann", "bob")
+    with database.connection() as connection:
+        # The portraits were mixed up.
+        connection.execute(
+            "UPDATE decisions SET student_id = CASE student_id WHEN %(a)s THEN %(b)s ELSE %(a)s END",
+            {"a": students["ann"], "b": students["bob"]},
+        )
+    sessions = {key: made_class.session(key, [["ann", "bob"], ["ann"]]) for key in ("m__1", "m__2")}
+    for key in sessions:
+        process(key)
+    assert identities_of(sessions["m__1"])[0, "ann"] == "bob"
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE decisions SET student_id = CASE student_id WHEN %(a)s THEN %(b)s ELSE %(a)s END",
+            {"a": students["ann"], "b": students["bob"]},
+        )
+    for key in sessions:
+        process(key)
+    for made in sessions.values():
+        assert identities_of(made) == {(0, "ann"): "ann", (0, "bob"): "bob", (1, "ann"): "ann"}
+
+
+def test_a_student_whose_last_portrait_is_removed_is_not_recognised_any_more(
+    made_class, database, process, identities_of
+):
+    made_class.enrol("m", "ann")
+    crops, later = made_class.session("m__1", [["ann"]]), made_class.session("m__2", [["ann"]])
+    process("m__1")
+    process("m__2")
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET removed_at = now() WHERE student_id IS NOT NULL")
+    process("m__1")
+    process("m__2")
+    assert identities_of(crops)[0, "ann"] == identities_of(later)[0, "ann"] == "Class_m_Session_1_Cluster_1"
+    with database.connection() as connection:
+        assert catalog.named_students(connection, catalog.find_class(connection, "m")) == []
+
+
+def test_people_who_were_merged_come_apart_with_better_parameters(made_class, database, identities_of):
+    crops = made_class.session("m__1", [["ann"], ["bob"], ["cem"]])
+    key = parse_session_key("m__1")
+    for bound, people in ((1, 1), (None, 3)):
+        FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(max_clusters=bound))
+        FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+        assert len(set(identities_of(crops).values())) == people
+
+
+def copy_vector(database, source: int, target: int) -> None:
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE embeddings_dlib SET embedding = (SELECT embedding FROM embeddings_dlib WHERE crop_id = %s) "
+            "WHERE crop_id = %s",
+            [source, target],
+        )
+
+
+def test_dbscan_does_not_put_a_student_twice_into_a_photo(made_class, database, identities_of):
+    crops = made_class.session("m__1", [["ann", "poster"]])
+    copy_vector(database, crops[0, "ann"], crops[0, "poster"])
+    key = parse_session_key("m__1")
+    FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
+    report = FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+    assert (report.assigned, report.needs_review) == (1, 1)
+    assert sorted(str(name) for name in identities_of(crops).values()) == ["Class_m_Session_1_Cluster_1", "None"]
+
+
+def clustered(database, crops: dict[tuple[int, str], int]) -> None:
+    """Put all crops of session m__1 into one cluster."""
+    with database.connection() as connection:
+        session = catalog.find_session(connection, parse_session_key("m__1"))
+        identities.write_clusters(connection, session.id, "dlib", dict.fromkeys(crops.values(), 0))
+
+
+@pytest.mark.parametrize(("near", "joined"), [(1, False), (2, True)])
+def test_a_cluster_joins_a_student_only_when_most_of_it_matched(
+    made_class, database, identities_of, near: int, joined: bool
+):
+    made_class.enrol("m", "ann")
+    people = ["ann"] * near + ["guest"] * (4 - near)
+    crops = {(i, name): made_class.session("m__1", [[]] * i + [[name]])[i, name] for i, name in enumerate(people)}
+    clustered(database, crops)
+    FaceCropAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
+    guests = {name for (_, person), name in identities_of(crops).items() if person == "guest"}
+    assert guests == {"ann" if joined else "Class_m_Session_1_Cluster_1"}
+
+
+def test_a_clusters_face_does_not_join_a_student_who_is_in_its_photo_already(made_class, database, identities_of):
+    made_class.enrol("m", "ann")
+    crops = made_class.session("m__1", [["ann", "poster"], ["ann"]])
+    clustered(database, crops)
+    FaceCropAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
+    names = identities_of(crops)
+    assert (names[0, "ann"], names[1, "ann"]) == ("ann", "ann")
+    assert names[0, "poster"] != "ann"
+
+
+def test_a_crop_that_lost_its_vector_no_longer_counts(made_class, database, process, identities_of):
+    made_class.enrol("m", "ann")
+    crops = made_class.session("m__1", [["ann"]], unusable=frozenset({"ann"}))
+    process("m__1")
+    assert identities_of(crops)[0, "ann"] == "ann"
+    with database.connection() as connection:
+        connection.execute("DELETE FROM embeddings_dlib WHERE crop_id = %s", [crops[0, "ann"]])
+    process("m__1")
+    assert identities_of(crops)[0, "ann"] is None
+
+
+def test_removed_and_unusable_crops_are_no_evidence_for_others(made_class, database, process, identities_of):
+    made_class.session("m__1", [["ann", "bob"]])
+    process("m__1")
+    later = made_class.session("m__2", [["ann", "bob"]])
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET removed_at = now() WHERE path LIKE 'm/1/%'")
+    assert process("m__2").gallery == 0
+    assert set(identities_of(later).values()).isdisjoint({"Class_m_Session_1_Cluster_1", "Class_m_Session_1_Cluster_2"})
+
+
+def test_a_doubtful_face_makes_its_student_unsure_and_a_removed_photo_absent(made_class, database, process):
+    made_class.enrol("m", "ann", "bob")
+    crops = made_class.session("m__1", [["ann"], ["doubt"]])
+    with database.connection() as connection:
+        portraits = dict(
+            connection.execute(
+                "SELECT st.name, c.crop_id FROM confirmed_crops c JOIN students st ON st.id = c.student_id"
+            ).fetchall()
+        )
+    # As near to bob's portrait as to ann's: bob's is the same vector.
+    copy_vector(database, portraits["ann"], portraits["bob"])
+    copy_vector(database, portraits["ann"], crops[1, "doubt"])
+    process("m__1")
+    service = AttendanceService(database, "dlib")
+    service.register_session(parse_session_key("m__1"))
+    assert "unsure" in service.register("m").cells.values()
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET removed_at = now() WHERE path LIKE 'm/1/%'")
+    process("m__1")
+    service.register_session(parse_session_key("m__1"))
+    assert set(service.register("m").cells.values()) == {"absent"}
