@@ -8,6 +8,7 @@ from pipelines.checks.common import check_each_session
 from pipelines.database import catalog, crops
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
+from pipelines.resources.face_detector import FaceDetector
 from pipelines.resources.photo_store import PhotoStore
 from pipelines.services.intake import unregistered_photos
 from pipelines.settings import get_settings
@@ -31,14 +32,18 @@ def every_photo_was_read_or_has_a_reason(
 
 @dg.asset_check(asset=face_crops, blocking=True)
 def every_photo_was_searched_for_faces(
-    context: dg.AssetCheckExecutionContext, database: Database
+    context: dg.AssetCheckExecutionContext, database: Database, face_detector: FaceDetector
 ) -> dg.AssetCheckResult:
-    """No photo that could be read was left out by the detector."""
+    """No photo that could be read was left out by the detector as it is set now."""
 
     def left_out(key: SessionKey) -> list[str]:
         with database.connection() as connection:
             images = catalog.session_images(connection, catalog.find_session(connection, key).id)
-        return [f"{i.path} was not searched" for i in images if not i.refused_reason and not i.searched_with]
+        return [
+            f"{image.path} was not searched by {face_detector.version}"
+            for image in images
+            if not image.refused_reason and image.searched_with != face_detector.version
+        ]
 
     return check_each_session(context, left_out, severity=ERROR)
 

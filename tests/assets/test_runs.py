@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.database import catalog
 from pipelines.definitions import defs
 from pipelines.partitions import sessions
+from pipelines.settings import get_settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
@@ -150,3 +152,24 @@ def test_a_parameter_out_of_range_is_refused_with_its_range(run, value, words):
     result = run("Math101__s1", {"dlib__student_assignments": {"config": {"k": value}}})
     assert not result.success
     assert words in str([e.step_failure_data.error for e in result.all_events if e.is_step_failure])
+
+
+def failed_checks(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    return {c.check_name: c.description or "" for c in result.get_asset_check_evaluations() if not c.passed}
+
+
+def test_small_faces_and_unknown_people_are_warned_about(run, database, monkeypatch):
+    run("Math101__s1")
+    assert failed_checks(run("Math101__s1")) == {}
+    with database.connection() as connection:
+        class_id = catalog.find_class(connection, "Math101")
+        catalog.ensure_named_student(connection, class_id, "Ada")
+    monkeypatch.setenv("ATTENDANSEE_QUALITY_MIN_SIZE", "1000")
+    get_settings.cache_clear()
+    result = run("Math101__s1")
+    assert result.success
+    found = failed_checks(result)
+    assert "1 of 1 faces" in found["faces_are_large_enough"]
+    monkeypatch.delenv("ATTENDANSEE_QUALITY_MIN_SIZE")
+    get_settings.cache_clear()
+    assert "1 of 1 faces" in failed_checks(run("Math101__s1"))["most_faces_are_known"]
