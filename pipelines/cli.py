@@ -42,7 +42,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("photos")
-@click.option("--model", type=MODEL, default=None, help="Embedding model; default ATTENDANSEE_MODEL (dlib).")
+@click.option("--model", type=MODEL, default=None, help="Embedding model; default: the class's active one.")
 @click.option("--class", "class_name", help="Only this class.")
 @click.option("--session", "session_name", help="Only this session (and the class's portraits).")
 @click.option("--force", is_flag=True, help="Process again what was processed as it is now.")
@@ -50,25 +50,29 @@ def main() -> None:
 def run(photos: str, model: str | None, class_name: str | None, session_name: str | None, force: bool) -> None:
     """Register and process everything new below PHOTOS, then print each class's attendance."""
     settings = get_settings()
-    if not run_photos(settings, photos, model or settings.model, class_name, session_name, force=force):
+    if not run_photos(settings, photos, model, class_name, session_name, force=force):
         sys.exit(1)
 
 
 def run_photos(
     settings: Settings,
     photos: str,
-    model: str,
+    model: str | None,
     class_name: str | None = None,
     session_name: str | None = None,
     *,
     force: bool = False,
 ) -> bool:
-    """Process a photo root with progress, print the tables; returns False where anything failed."""
+    """Process a photo root with progress, print the tables; returns False where anything failed.
+
+    model: None takes each class's active model, and ATTENDANSEE_MODEL for a class that has none yet.
+    """
     import dagster as dg
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from pipelines.database import catalog
     from pipelines.instance import fail_lost_runs, prepare_dagster_home
     from pipelines.resources.database import Database
     from pipelines.resources.embedding_models import EmbeddingModels
@@ -77,15 +81,19 @@ def run_photos(
     from pipelines.services.attendance import AttendanceService
 
     console = Console(stderr=True)
-    EmbeddingModels.from_settings(settings).require(model)
     root = photos if "://" in photos else str(Path(photos).expanduser().resolve())
     store = PhotoStore.from_settings(settings.model_copy(update={"photos": root}))
     listing = store.scan()
     for folder in listing.bad_folders:
         console.print(escape(folder.reason), style="yellow")
-    work = plan(listing, model, class_name, session_name)
-    prepare_dagster_home(settings)
     database = Database()
+    with database.connection() as connection:
+        active = catalog.active_models(connection)
+    work = plan(listing, lambda name: model or active.get(name, settings.model), class_name, session_name)
+    models = {item.key.class_name: item.model for item in work}
+    for name in sorted(set(models.values())):
+        EmbeddingModels.from_settings(settings).require(name)
+    prepare_dagster_home(settings)
     failed = skipped = 0
     columns = (
         SpinnerColumn(),
@@ -102,7 +110,6 @@ def run_photos(
             instance=instance,
             database=database,
             store=store,
-            model=model,
             force=force,
             on_start=lambda name: progress.update(task, description=name),
         ):
@@ -117,9 +124,9 @@ def run_photos(
         + (f" ({failed} runs failed)" if failed else "")
         + ", the others have not changed."
     )
-    for name in dict.fromkeys(item.key.class_name for item in work):
+    for name, of_class in models.items():
         try:
-            print_register(AttendanceService(database, model).register(name))
+            print_register(AttendanceService(database, of_class).register(name))
         except AttendanseeError as error:
             console.print(escape(str(error)), style="red")
         print_refusals(console, database, name)
@@ -219,6 +226,7 @@ def models(context: click.Context) -> None:
         _list_models()
 
 
+@plain_errors
 def _list_models() -> None:
     from rich.console import Console
     from rich.table import Table

@@ -31,13 +31,16 @@ class Work:
     """One session to process, with the fingerprint of its photos and its class's portraits."""
 
     key: SessionKey
+    model: str
     fingerprint: str
 
 
-def plan(listing: Listing, model: str, class_name: str | None, session_name: str | None) -> list[Work]:
+def plan(
+    listing: Listing, model_of: Callable[[str], str], class_name: str | None, session_name: str | None
+) -> list[Work]:
     """The sessions of the listing in the order to process them: a class's portraits first, then its sessions by name.
 
-    Raises AttendanseeError where the given class or session is not there.
+    model_of names the embedding model of a class. Raises AttendanseeError where the given class or session is not there.
     """
     fingerprints = {key: fingerprint(files) for key, files in by_session(listing).items()}
     wanted = [
@@ -50,8 +53,9 @@ def plan(listing: Listing, model: str, class_name: str | None, session_name: str
         raise AttendanseeError(f"No photos match the class and session given: choose among these sessions ({there}).")
     return [
         # New portraits make a class's sessions new too: they give names to faces.
-        Work(key, f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}")
+        Work(key, model, f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}")
         for key in wanted
+        for model in [model_of(key.class_name)]
     ]
 
 
@@ -61,7 +65,6 @@ def process(
     instance: dg.DagsterInstance,
     database: Database,
     store: PhotoStore,
-    model: str,
     force: bool = False,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Outcome]:
@@ -73,17 +76,15 @@ def process(
 
     keys = [str(item.key) for item in work]
     instance.add_dynamic_partitions(sessions.name or "", keys)
-    class_names = list(dict.fromkeys(item.key.class_name for item in work))
-    instance.add_dynamic_partitions(classes.name or "", class_names)
-    job = defs.resolve_job_def(f"process_session_{model}")
-    changed: set[str] = set()
+    instance.add_dynamic_partitions(classes.name or "", list({item.key.class_name for item in work}))
+    changed: dict[str, str] = {}
     for item in work:
-        name = str(item.key)
+        name, job = str(item.key), defs.resolve_job_def(f"process_session_{item.model}")
         on_start(name)
         if not force and _is_done(instance, job.name, item):
             yield Outcome(name, skipped=True)
             continue
-        changed.add(item.key.class_name)
+        changed[item.key.class_name] = item.model
         yield _execute(
             job,
             name,
@@ -91,12 +92,12 @@ def process(
             tags={FINGERPRINT_TAG: item.fingerprint, "attendansee/class": item.key.class_name},
             resources={"photo_store": {"config": {"photos": store.photos, "crops": store.crops}}},
         )
-    register = defs.resolve_job_def(f"class_attendance_{model}")
     with database.connection() as connection:
         registered = set(catalog.class_names(connection))
-    for class_name in class_names:
-        if class_name in changed & registered:
+    for class_name, model in changed.items():
+        if class_name in registered:
             on_start(class_name)
+            register = defs.resolve_job_def(f"class_attendance_{model}")
             yield _execute(register, class_name, instance, tags={"attendansee/class": class_name}, resources={})
 
 

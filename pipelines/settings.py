@@ -4,8 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.errors import AttendanseeError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,5 +86,16 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings; tests that change the environment call `get_settings.cache_clear()`."""
-    return Settings()
+    """The process's settings; tests that change the environment call `get_settings.cache_clear()`.
+
+    Raises AttendanseeError naming each variable that cannot be used, and why.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        reasons = []
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            variable = name if name.isupper() else f"ATTENDANSEE_{name.upper()}"
+            reasons.append(f"{variable}={problem['input']!r} cannot be used ({problem['msg']}): correct or unset it.")
+        raise AttendanseeError(" ".join(reasons)) from error

@@ -167,3 +167,15 @@ def test_erase_leaves_nothing_of_the_home_and_nothing_elsewhere(tmp_path, monkey
         assert not (tmp_path / "home").exists()
     finally:
         get_settings.cache_clear()
+
+
+def test_a_setting_that_cannot_be_used_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setenv("ATTENDANSEE_ENGINE", "foo")
+    get_settings.cache_clear()
+    try:
+        result = attendansee("models")
+    finally:
+        get_settings.cache_clear()
+    assert result.exit_code == 1
+    assert "ATTENDANSEE_ENGINE='foo'" in result.stderr
+    assert "onnx" in result.stderr

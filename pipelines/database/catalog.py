@@ -64,6 +64,11 @@ def active_model(connection: Connection, name: str) -> str | None:
     return row[0] if row else None
 
 
+def active_models(connection: Connection) -> dict[str, str]:
+    """The active model of each class that has one."""
+    return dict(connection.execute("SELECT name, active_model FROM classes WHERE active_model IS NOT NULL").fetchall())
+
+
 def record_photo_root(connection: Connection, name: str, root: str) -> None:
     """Remember where a class's photos lie, for runs that are started without saying so."""
     connection.execute("UPDATE classes SET photo_root = %s WHERE name = %s", [root, name])
