@@ -88,8 +88,8 @@ def run_photos(
         console.print(escape(folder.reason), style="yellow")
     database = Database()
     with database.connection() as connection:
-        active = catalog.active_models(connection)
-    work = plan(listing, lambda name: model or active.get(name, settings.model), class_name, session_name)
+        active, registered = catalog.active_models(connection), catalog.session_keys(connection)
+    work = plan(listing, registered, lambda name: model or active.get(name, settings.model), class_name, session_name)
     models = {item.key.class_name: item.model for item in work}
     for name in sorted(set(models.values())):
         EmbeddingModels.from_settings(settings).require(name)

@@ -1,6 +1,6 @@
 """Process a photo root through Dagster's instance, in this process: what the sensor does, while somebody waits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,20 @@ class Work:
 
 
 def plan(
-    listing: Listing, model_of: Callable[[str], str], class_name: str | None, session_name: str | None
+    listing: Listing,
+    registered: Collection[SessionKey],
+    model_of: Callable[[str], str],
+    class_name: str | None,
+    session_name: str | None,
 ) -> list[Work]:
     """The sessions of the listing in the order to process them: a class's portraits first, then its sessions by name.
 
-    model_of names the embedding model of a class. Raises AttendanseeError where the given class or session is not there.
+    registered: sessions that were processed before. model_of names the embedding model of a class. Raises AttendanseeError where the given class or session is not there.
     """
     fingerprints = {key: fingerprint(files) for key, files in by_session(listing).items()}
+    # The last photo of a session was removed: its faces must not count any longer. A folder that is gone altogether
+    # (unmounted, moved) says nothing.
+    fingerprints |= {key: fingerprint([]) for key in listing.sessions if key not in fingerprints and key in registered}
     wanted = [
         key
         for key in sorted(fingerprints, key=lambda key: (key.class_name, not key.is_enrolment, key.session_name))

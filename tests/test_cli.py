@@ -179,3 +179,18 @@ def test_a_setting_that_cannot_be_used_is_named_with_the_reason(monkeypatch):
     assert result.exit_code == 1
     assert "ATTENDANSEE_ENGINE='foo'" in result.stderr
     assert "onnx" in result.stderr
+
+
+def test_a_session_whose_last_photo_is_removed_has_nobody_in_it(database, tmp_path):
+    from skimage import data
+
+    photo = tmp_path / "Emptied1" / "s1" / "a.jpg"
+    for folder in (photo.parent, tmp_path / "Emptied1" / "never"):
+        folder.mkdir(parents=True)
+    Image.fromarray(data.astronaut()).save(photo)
+    assert "present" in attendansee("run", tmp_path).stdout
+    photo.unlink()
+    result = attendansee("run", tmp_path)
+    assert result.exit_code == 0
+    assert "1 of 1 sessions processed" in result.stderr
+    assert "present" not in result.stdout

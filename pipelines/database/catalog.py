@@ -106,6 +106,12 @@ def find_session(connection: Connection, key: SessionKey) -> SessionRow:
     return row
 
 
+def session_keys(connection: Connection) -> set[SessionKey]:
+    """Every registered session, enrolments included."""
+    rows = connection.execute("SELECT c.name, s.name FROM sessions s JOIN classes c ON c.id = s.class_id")
+    return {SessionKey(class_name, session_name) for class_name, session_name in rows}
+
+
 def session_dates(connection: Connection, class_id: int) -> dict[str, date | None]:
     """Names and dates of a class's sessions in the order of dates, then names; the enrolment is left out."""
     rows = connection.execute(

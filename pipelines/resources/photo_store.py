@@ -67,11 +67,12 @@ class Listing:
     """What lies below the photo root.
 
     photos: sorted by class, session, name. session_files: every session.yaml, described like a photo.
-    bad_folders: what was left out, with the reason.
+    sessions: every session folder, an empty one too. bad_folders: what was left out, with the reason.
     """
 
     photos: list[PhotoFile] = field(default_factory=list)
     session_files: list[PhotoFile] = field(default_factory=list)
+    sessions: list[SessionKey] = field(default_factory=list)
     bad_folders: list[BadFolder] = field(default_factory=list)
 
 
@@ -251,6 +252,7 @@ class PhotoStore(dg.ConfigurableResource):
 
     def _scan_session(self, root: "_Root", key: SessionKey, listing: Listing) -> None:
         folder = f"{key.class_name}/{key.session_name}"
+        listing.sessions.append(key)
         for entry in self._entries(root, folder):
             path = f"{folder}/{entry.name}"
             if entry.is_folder and key.is_enrolment:
