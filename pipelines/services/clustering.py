@@ -60,12 +60,14 @@ class FaceCropClusteringService:
             session = catalog.find_session(connection, key)
             photo_of = {c.id: c.image_id for c in crops.session_crops(connection, session.id) if c.usable}
             ids, vectors = crops.read_embeddings(connection, spec.name, self.version, photo_of, spec.dimension)
-            photos = np.array([photo_of[crop_id] for crop_id in ids], dtype=np.int64)
-            if config.algorithm == "dbscan":
-                clustering = dbscan_clusters(vectors, threshold)
-            else:
-                clustering = agglomerative_clusters(vectors, threshold, photos, max_clusters=config.max_clusters)
-            labels = {crop_id: int(label) for crop_id, label in zip(ids, clustering.labels, strict=True) if label >= 0}
+        photos = np.array([photo_of[crop_id] for crop_id in ids], dtype=np.int64)
+        # No transaction is open meanwhile: thousands of crops take seconds.
+        if config.algorithm == "dbscan":
+            clustering = dbscan_clusters(vectors, threshold)
+        else:
+            clustering = agglomerative_clusters(vectors, threshold, photos, max_clusters=config.max_clusters)
+        labels = {crop_id: int(label) for crop_id, label in zip(ids, clustering.labels, strict=True) if label >= 0}
+        with self.database.connection() as connection:
             changed = identities.write_clusters(connection, session.id, spec.name, labels)
         sizes = np.bincount(list(labels.values())) if labels else np.zeros(0, dtype=int)
         return ClusteringReport(
