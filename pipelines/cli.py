@@ -1,5 +1,6 @@
 """`attendansee ...`: what the pipeline does, from a terminal."""
 
+import io
 import json
 import logging
 import shutil
@@ -38,6 +39,10 @@ def main() -> None:
     """Class photos in, attendance out."""
     # Alembic, TensorFlow and Dagster say much that is of no use to somebody who waits for a table.
     logging.disable(logging.INFO)
+    # A terminal that cannot show a tick shows a question mark beside the word.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @main.command()
@@ -45,7 +50,7 @@ def main() -> None:
 @click.option("--model", type=MODEL, default=None, help="Embedding model; default: the class's active one.")
 @click.option("--class", "class_name", help="Only this class.")
 @click.option("--session", "session_name", help="Only this session (and the class's portraits).")
-@click.option("--force", is_flag=True, help="Process again what was processed as it is now.")
+@click.option("--force", is_flag=True, help="Process again what has not changed; stored vectors stay.")
 @plain_errors
 def run(photos: str, model: str | None, class_name: str | None, session_name: str | None, force: bool) -> None:
     """Register and process everything new below PHOTOS, then print each class's attendance."""
@@ -81,6 +86,7 @@ def run_photos(
     from pipelines.services.attendance import AttendanceService
 
     console = Console(stderr=True)
+    prepare_dagster_home(settings)
     root = photos if "://" in photos else str(Path(photos).expanduser().resolve())
     store = PhotoStore.from_settings(settings.model_copy(update={"photos": root}))
     listing = store.scan()
@@ -89,11 +95,17 @@ def run_photos(
     database = Database()
     with database.connection() as connection:
         active, registered = catalog.active_models(connection), catalog.session_keys(connection)
-    work = plan(listing, registered, lambda name: model or active.get(name, settings.model), class_name, session_name)
+    work = plan(
+        listing,
+        registered,
+        lambda name: model or active.get(name, settings.model),
+        settings.detection_configuration,
+        class_name,
+        session_name,
+    )
     models = {item.key.class_name: item.model for item in work}
     for name in sorted(set(models.values())):
         EmbeddingModels.from_settings(settings).require(name)
-    prepare_dagster_home(settings)
     failed = skipped = 0
     columns = (
         SpinnerColumn(),
@@ -229,11 +241,11 @@ def models(context: click.Context) -> None:
 @plain_errors
 def _list_models() -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from pipelines.resources.embedding.weights import weights_status
 
-    table = Table("model", "dimension", "weights", "sha256", "file and licence")
+    table = Table("model", "dimension", "weights", "sha256", Column("file and licence", overflow="fold"))
     settings = get_settings()
     for spec in REGISTRY.values():
         status = weights_status(spec, settings)
@@ -327,8 +339,10 @@ def erase(yes: bool) -> None:
 def demo() -> None:
     """Make a sample class from photos that packages ship, process it, and print its attendance."""
     from pipelines.demo_photos import make_demo_photos
+    from pipelines.instance import prepare_dagster_home
 
     settings = get_settings()
+    prepare_dagster_home(settings)
     photos = settings.home / "demo" / "photos"
     make_demo_photos(photos)
     succeeded = run_photos(settings, str(photos), "dlib")

@@ -39,12 +39,14 @@ def plan(
     listing: Listing,
     registered: Collection[SessionKey],
     model_of: Callable[[str], str],
+    configuration: str,
     class_name: str | None,
     session_name: str | None,
 ) -> list[Work]:
     """The sessions of the listing in the order to process them: a class's portraits first, then its sessions by name.
 
-    registered: sessions that were processed before. model_of names the embedding model of a class. Raises AttendanseeError where the given class or session is not there.
+    registered: sessions that were processed before. model_of names the embedding model of a class.
+    configuration: names the settings that change what is found, so that a changed one makes every session new. Raises AttendanseeError where the given class or session is not there.
     """
     fingerprints = {key: fingerprint(files) for key, files in by_session(listing).items()}
     # The last photo of a session was removed: its faces must not count any longer. A folder that is gone altogether
@@ -55,12 +57,18 @@ def plan(
         for key in sorted(fingerprints, key=lambda key: (key.class_name, not key.is_enrolment, key.session_name))
         if class_name in (None, key.class_name) and (session_name in (None, key.session_name) or key.is_enrolment)
     ]
+    if not fingerprints:
+        raise AttendanseeError("No photos were found: put them in folders <class>/<session>/ below the photo root.")
     if not any(session_name in (None, key.session_name) for key in wanted):
         there = ", ".join(sorted(str(key) for key in fingerprints)) or "none"
         raise AttendanseeError(f"No photos match the class and session given: choose among these sessions ({there}).")
     return [
         # New portraits make a class's sessions new too: they give names to faces.
-        Work(key, model, f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}")
+        Work(
+            key,
+            model,
+            f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}:{configuration}",
+        )
         for key in wanted
         for model in [model_of(key.class_name)]
     ]
@@ -135,7 +143,23 @@ def _execute(
         run_config={"resources": resources, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
+    if any(_was_interrupted(event) for event in result.all_events):
+        # Dagster takes Ctrl-C for the failure of one step, and the next session would start.
+        raise KeyboardInterrupt
     return Outcome(partition_key, reason="" if result.success else _why(result))
+
+
+def _was_interrupted(event: dg.DagsterEvent) -> bool:
+    """Whether Ctrl-C hit this step, which then failed or, by its retry policy, was started again."""
+    if event.is_step_failure:
+        error = event.step_failure_data.error
+    elif event.is_step_up_for_retry:
+        error = event.step_retry_data.error
+    else:
+        return False
+    while error is not None and error.cls_name != "DagsterExecutionInterruptedError":
+        error = error.cause
+    return error is not None
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

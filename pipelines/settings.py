@@ -1,5 +1,6 @@
 """The one settings class: environment variables `ATTENDANSEE_*` and `DATABASE_URL`, every default in the README."""
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,12 @@ class Settings(BaseSettings):
     )
     watch: bool = Field(default=False, description="Start the sensors switched on, as `attendansee up --watch` does.")
     settle_seconds: float = Field(default=5, ge=0, description="A photo younger than this is still being written.")
+
+    @property
+    def detection_configuration(self) -> str:
+        """Names the settings that decide which photos are read and which faces are found in them and used."""
+        names = {name for name in Settings.model_fields if name.startswith(("detect", "quality", "min_", "max_"))}
+        return hashlib.sha256(self.model_dump_json(include=names).encode()).hexdigest()[:8]
 
     @property
     def deepface_folder(self) -> Path:

@@ -53,6 +53,7 @@ def run_up(
     """
     import dagster as dg
 
+    from pipelines.database.server import check_server, database_url
     from pipelines.instance import fail_lost_runs, prepare_dagster_home
 
     if not workspace.is_file():
@@ -62,6 +63,8 @@ def run_up(
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with _lock(home, url), _stop_signals() as received:
         _check_port(host, port)
+        if settings.database_url:
+            check_server(database_url(settings))
         # Opened first, for several processes at once made Dagster's tables in a fresh database and collided; kept open,
         # so that the embedded server ends after the children.
         with dg.DagsterInstance.get() as instance:

@@ -92,3 +92,18 @@ def test_a_kill_in_the_middle_loses_nothing_and_the_next_command_finishes(enviro
     assert (twice, without, students) == ([], [], (6,))
     again, register_again, _ = finish(attendansee(environment, "run", demo_photos, "--force"))
     assert (again, register_again) == (0, register)
+
+
+def test_ctrl_c_ends_the_command_and_not_one_session_of_many(environment, demo_photos):
+    folder = Path(environment["ATTENDANSEE_HOME"]) / "postgres"
+    process = attendansee(environment, "run", demo_photos)
+    while not (folder / "data").is_dir() and not (folder / "location.txt").is_file():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.1)
+    wait_for_rows(folder, "face_crops", 7)
+    process.send_signal(signal.SIGINT)
+    status, stdout, stderr = finish(process)
+    assert status == 1
+    assert "Aborted!" in stderr
+    assert "present" not in stdout
+    assert finish(attendansee(environment, "run", demo_photos))[0] == 0

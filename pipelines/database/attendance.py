@@ -27,7 +27,7 @@ def register_session(connection: Connection, session_id: int, model: str, withdr
 
     One student is present who has an assigned crop, unsure who has only crops that need review, absent otherwise.
     Provisional students get a row only where they appear: nobody knows that a visitor should have been there.
-    `withdrawn` students get none.
+    `withdrawn` students get none, and nobody does in a session without a photo: nobody looked.
     """
     parameters = {"session": session_id, "model": model, "withdrawn": sorted(withdrawn)}
     derived = """
@@ -41,7 +41,9 @@ def register_session(connection: Connection, session_id: int, model: str, withdr
         LEFT JOIN (assignments a JOIN face_crops f ON f.id = a.crop_id
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL)
             ON a.student_id = st.id AND a.model = %(model)s AND i.session_id = s.id
-        WHERE s.id = %(session)s AND NOT st.id = ANY(%(withdrawn)s)
+        WHERE s.id = %(session)s AND NOT st.id = ANY(%(withdrawn)s) AND EXISTS (
+            SELECT 1 FROM images p WHERE p.session_id = s.id AND p.removed_at IS NULL AND p.refused_reason IS NULL
+        )
         GROUP BY st.id
         HAVING NOT st.provisional OR count(a.crop_id) > 0"""
     connection.execute(

@@ -132,17 +132,21 @@ def named_students(connection: Connection, class_id: int) -> list[str]:
 
 
 def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
-    """Ids of students who were enrolled by portraits of which none is left (removed, or renamed after somebody else).
+    """Ids of students whose portraits are all gone (removed, or renamed after somebody else) and who were never seen.
 
-    Nothing shows what they look like any more: they take no part in recognition and are not in the register.
+    A student who was seen keeps their past attendance, whatever becomes of the portraits.
     """
     rows = connection.execute(
-        """SELECT st.id FROM students st WHERE st.class_id = %s
-        AND EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = st.id AND d.decided_by = 'enrolment')
-        AND NOT EXISTS (
-            SELECT 1 FROM confirmed_crops c JOIN face_crops f ON f.id = c.crop_id
+        """WITH present AS (
+            SELECT f.id AS crop_id FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
-            WHERE c.student_id = st.id
+        )
+        SELECT st.id FROM students st WHERE st.class_id = %s
+        AND EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = st.id AND d.decided_by = 'enrolment')
+        AND NOT EXISTS (SELECT 1 FROM confirmed_crops c JOIN present USING (crop_id) WHERE c.student_id = st.id)
+        AND NOT EXISTS (
+            SELECT 1 FROM assignments a JOIN present USING (crop_id)
+            WHERE a.student_id = st.id AND a.decided_by <> 'person'
         )""",
         [class_id],
     )

@@ -105,7 +105,10 @@ def diff(
     """
     known = dict(state.sessions)
     settled: dict[SessionKey, bool] = {}
-    for key, files in by_session(listing).items():
+    files_of = by_session(listing)
+    # The last photo of a known session was removed. A folder that is gone altogether says nothing.
+    files_of |= {key: [] for key in listing.sessions if key not in files_of and str(key) in known}
+    for key, files in files_of.items():
         known[str(key)], settled[key] = _observe(files, known.get(str(key)), now, settle_seconds)
 
     due: list[SessionRequest] = []

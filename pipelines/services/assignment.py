@@ -126,7 +126,6 @@ class _SessionRun:
             connection, spec.name, version, gallery, spec.dimension
         )
         self.gallery: list[GalleryCrop] = [gallery[crop_id] for crop_id in gallery_ids]
-        self.withdrawn_students = catalog.withdrawn_student_ids(connection, class_id)
         self.provisional_students = catalog.provisional_student_ids(connection, class_id)
 
         self.decided: dict[int, Assignment] = {
@@ -141,7 +140,7 @@ class _SessionRun:
     def match_gallery(self, wanted: Callable[[GalleryCrop], bool]) -> None:
         """Match the crops that have no student yet with a part of the gallery."""
         probes = [crop_id for crop_id, a in self.decided.items() if a.state == "no_match"]
-        part = [i for i, g in enumerate(self.gallery) if wanted(g) and g.student_id not in self.withdrawn_students]
+        part = [i for i, g in enumerate(self.gallery) if wanted(g)]
         if not probes or not part:
             return
         similarity = cosine_similarity_matrix(
@@ -208,7 +207,7 @@ class _SessionRun:
         for _, index, student_id in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
             in_photos = set().union(*(self.students_in_photo(self.photo[c]) for c in groups[index]))
             asked_already = student_id in with_gallery and student_id not in self.provisional_students
-            if not (asked_already or student_id in self.withdrawn_students or student_id in {*owners, *in_photos}):
+            if not asked_already and student_id not in {*owners, *in_photos}:
                 owners[index] = student_id
         return owners
 

@@ -161,6 +161,8 @@ def test_deleting_photos_never_deletes_a_partition(daemon: Daemon, photos: Path)
     put(photos / "math/mon/a.jpg")
     daemon.tick()
     (photos / "math/mon/a.jpg").unlink()
+    # Its faces must not count any longer; once its folder is gone too, nothing is known about it.
+    assert daemon.tick().keys == ["math__mon"]
     assert daemon.tick().keys == []
     (photos / "math/mon").rmdir()
     assert daemon.tick().keys == []
