@@ -1,7 +1,7 @@
-"""Watches the photo root: new photos become partitions and runs of `process_session_<active model>`."""
+"""Watches the photo root: new photos become partitions and runs of `process_session_<the class's active model>`."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
@@ -34,8 +34,13 @@ def default_status() -> dg.DefaultSensorStatus:
     return dg.DefaultSensorStatus.RUNNING if get_settings().watch else dg.DefaultSensorStatus.STOPPED
 
 
-def build_session_images_sensor(jobs: Mapping[str, Job]) -> dg.SensorDefinition:
-    """The sensor; jobs: what processes one session, by embedding model."""
+def build_session_images_sensor(
+    jobs: Mapping[str, Job], active_models: Callable[[], Mapping[str, str]] = dict
+) -> dg.SensorDefinition:
+    """The sensor; jobs: what processes one session, by embedding model.
+
+    active_models: the active model of each class that has one; the others are processed with ATTENDANSEE_MODEL.
+    """
 
     @dg.sensor(
         name="session_images_sensor",
@@ -69,8 +74,12 @@ def build_session_images_sensor(jobs: Mapping[str, Job]) -> dg.SensorDefinition:
         cursor = scan.encode(result.state)
         if not result.requests:
             return dg.SensorResult(skip_reason=_skip_reason(result), cursor=cursor)
+        active = active_models()
         return dg.SensorResult(
-            run_requests=[_run_request(request, settings.model, jobs) for request in result.requests],
+            run_requests=[
+                _run_request(request, active.get(request.key.class_name, settings.model), jobs)
+                for request in result.requests
+            ],
             dynamic_partitions_requests=_new_partitions(context.instance, [request.key for request in result.requests]),
             cursor=cursor,
         )

@@ -157,6 +157,14 @@ def test_a_photo_being_written_waits_and_a_new_one_runs_the_session_again(
     assert daemon.tick().keys == []
 
 
+def test_a_class_is_processed_with_its_own_active_model(daemon: Daemon, photos: Path) -> None:
+    daemon.sensor = build_session_images_sensor(JOBS, lambda: {"math": "arcface"})
+    put(photos / "math/mon/a.jpg")
+    put(photos / "art/mon/a.jpg")
+    requested = {request.partition_key: request.job_name for request in daemon.tick().requests}
+    assert requested == {"math__mon": "process_session_arcface", "art__mon": "process_session_dlib"}
+
+
 def test_deleting_photos_never_deletes_a_partition(daemon: Daemon, photos: Path) -> None:
     put(photos / "math/mon/a.jpg")
     daemon.tick()
