@@ -60,7 +60,7 @@ def plan(
     if not fingerprints:
         raise AttendanseeError("No photos were found: put them in folders <class>/<session>/ below the photo root.")
     if not any(session_name in (None, key.session_name) for key in wanted):
-        there = ", ".join(sorted(str(key) for key in fingerprints)) or "none"
+        there = ", ".join(sorted(str(key) for key in fingerprints))
         raise AttendanseeError(f"No photos match the class and session given: choose among these sessions ({there}).")
     return [
         # New portraits make a class's sessions new too: they give names to faces.
