@@ -1,6 +1,5 @@
 """`attendansee up`: Dagster's webserver and daemon as children of one process, started and stopped together."""
 
-import ctypes
 import fcntl
 import http.client
 import ipaddress
@@ -17,14 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from pipelines.errors import AttendanseeError
-from pipelines.settings import PROJECT_ROOT, Settings
+from pipelines.settings import PROJECT_ROOT, Settings, get_settings
 
 STARTING_SECONDS = 300
 # How long the webserver, the daemon, their code servers and runs may take to end before they are killed.
 STOPPING_SECONDS = 30
 KILLING_SECONDS = 5
-
-_PR_SET_PDEATHSIG = 1
 
 
 class UpError(AttendanseeError):
@@ -70,10 +67,14 @@ def run_up(
         with dg.DagsterInstance.get() as instance:
             fail_lost_runs(instance)
             children: list[_Child] = []
+            guard = _start_guard(environment)
             try:
-                web = ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)]
-                children.append(_start("webserver", web, environment, home))
-                children.append(_start("daemon", ["dagster._daemon", "run", "-w", str(workspace)], environment, home))
+                for name, module in (
+                    ("webserver", ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)]),
+                    ("daemon", ["dagster._daemon", "run", "-w", str(workspace)]),
+                ):
+                    children.append(_start(name, module, environment, home))
+                    _entrust(guard, children[-1])
                 _wait_until_ready(host, port, children, received)
                 if not received:
                     _announce(url, host, environment["ATTENDANSEE_PHOTOS"] if watch else None)
@@ -82,7 +83,21 @@ def run_up(
                     time.sleep(0.2)
                 print("Stopping.", flush=True)
             finally:
-                _stop(children)
+                _stop([child.process.pid for child in children])
+                guard.kill()
+                guard.wait()
+
+
+def stand_guard() -> None:
+    """What the guard process does: wait until `up` is gone, then stop the process groups that it named on our stdin.
+
+    `up` that is killed, for want of memory say, has no time to stop anything. Asking the kernel to send the children
+    one SIGTERM did not do: a daemon loses it now and then, and nobody asks twice.
+    """
+    from pipelines.database.server import database_url
+
+    database_url(get_settings())  # makes us a user of an embedded server, and as the last one to exit we stop it
+    _stop([int(line) for line in sys.stdin])
 
 
 def _environment(settings: Settings, watch: str | None) -> dict[str, str]:
@@ -145,13 +160,6 @@ def _check_port(host: str, port: int) -> None:
 
 def _start(name: str, module: list[str], environment: dict[str, str], home: Path) -> _Child:
     log = home / f"{name}.log"
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def end_with_parent() -> None:
-        # SIGTERM to the child when this process is killed in a way that leaves it no time to stop anything.
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
@@ -161,9 +169,24 @@ def _start(name: str, module: list[str], environment: dict[str, str], home: Path
             stderr=subprocess.STDOUT,
             # A session of its own: Ctrl-C reaches this process alone, which stops the children in order.
             start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - a single system call, and no thread runs in this process
         )
     return _Child(name, log, process)
+
+
+def _start_guard(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from pipelines.up import stand_guard; stand_guard()"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _entrust(guard: subprocess.Popen[bytes], child: _Child) -> None:
+    """Name a child's group to the guard, who reads until our end of the pipe closes: at our death, however it comes."""
+    assert guard.stdin is not None
+    guard.stdin.write(b"%d\n" % child.process.pid)
+    guard.stdin.flush()
 
 
 def _wait_until_ready(host: str, port: int, children: list[_Child], received: list[int]) -> None:
@@ -208,30 +231,31 @@ def _check_alive(children: list[_Child]) -> None:
             )
 
 
-def _stop(children: list[_Child]) -> None:
-    """Stop the children with their groups: code servers and runs in progress, which record that they were stopped."""
-    left = children
+def _stop(groups: list[int]) -> None:
+    """Stop process groups: children, their code servers and runs in progress, which record that they were stopped."""
+    left = groups
     for number, seconds in ((signal.SIGTERM, STOPPING_SECONDS), (signal.SIGKILL, KILLING_SECONDS)):
-        for child in left:
+        for group in left:
             with suppress(ProcessLookupError):
-                os.killpg(child.process.pid, number)
+                os.killpg(group, number)
         left = _wait_for_groups(left, seconds)
 
 
-def _wait_for_groups(children: list[_Child], seconds: float) -> list[_Child]:
-    """Wait for the children's process groups to be empty; returns those that are not after that time."""
+def _wait_for_groups(groups: list[int], seconds: float) -> list[int]:
+    """Wait for process groups to be empty; returns those that are not after that time."""
     deadline = time.monotonic() + seconds
-    while left := [child for child in children if not _is_gone(child)]:
+    while left := [group for group in groups if not _is_gone(group)]:
         if time.monotonic() > deadline:
             return left
         time.sleep(0.1)
     return []
 
 
-def _is_gone(child: _Child) -> bool:
-    child.process.poll()  # a child that has not been waited for is still a member of its group
+def _is_gone(group: int) -> bool:
+    with suppress(ChildProcessError):  # the guard's charges are not its children
+        os.waitpid(group, os.WNOHANG)  # a child that has not been waited for is still a member of its group
     try:
-        os.killpg(child.process.pid, 0)
+        os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):  # macOS says "not permitted" of a group of zombies
         return True
     return False

@@ -85,9 +85,6 @@ class Up:
             child for child in psutil.Process(self.process.pid).children() if "dagster._daemon" in child.cmdline()
         )
 
-    def daemon_log(self) -> str:
-        return next(self.home.rglob("daemon.log")).read_text()
-
     def ask(self, query: str) -> dict:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/graphql",
@@ -195,13 +192,11 @@ def test_a_daemon_that_dies_ends_everything_and_names_its_log(up):
 @pytest.mark.slow
 def test_children_do_not_outlive_a_killed_up(up):
     up.wait_until_ready()
-    # A daemon that is still starting loses the SIGTERM now and then: seen once in many runs, on a busy machine.
-    deadline = time.monotonic() + 120
-    while "Instance is configured" not in up.daemon_log() and time.monotonic() < deadline:
-        time.sleep(0.2)
     processes = up.descendants()
+    # Deaf to the guard's request, as a daemon that loses a signal while it starts: it has to be killed.
+    up.daemon().suspend()
     up.process.kill()
-    assert still_there(processes, seconds=60) == []
+    assert still_there(processes, seconds=90) == []
 
 
 def test_a_port_in_use_is_named_before_anything_is_started(tmp_path):
