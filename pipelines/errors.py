@@ -23,3 +23,19 @@ class DatabaseError(AttendanseeError):
 
 class PhotoStoreError(AttendanseeError):
     """A photo root cannot be listed or read; never to be taken for an empty folder."""
+
+
+class ParameterError(AttendanseeError):
+    """A parameter is missing, of the wrong type or out of its range: the message names it and the range."""
+
+
+class UnknownIdError(AttendanseeError):
+    """There is no class, session, photo, face crop or student of that id."""
+
+
+class ConflictError(AttendanseeError):
+    """What was asked for contradicts what is stored, such as a name that another student has."""
+
+
+class ClassBusyError(AttendanseeError):
+    """The class is being processed by somebody else just now: the same call succeeds later."""

@@ -18,6 +18,7 @@ from pipelines.partitions import SessionKey, parse_session_key
 from pipelines.resources import database as database_resource
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import get_spec
+from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.settings import PROJECT_ROOT, Settings, get_settings
 
 SHARED_FACES = PROJECT_ROOT.parent / "shared" / "data" / "faces"
@@ -166,6 +167,12 @@ class MadeClass:
 def made_class(database: Database) -> MadeClass:
     """A maker of sessions with made vectors in the test's database."""
     return MadeClass(database)
+
+
+@pytest.fixture
+def embedded_class(database: Database) -> MadeClass:
+    """A maker of sessions whose vectors have the version that the real model's have, so that operations find them."""
+    return MadeClass(database, version=EmbeddingModels.from_settings(get_settings()).version("dlib"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pipelines.assets.common import counts, for_each_session, lineage_asset, mod
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
-from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
+from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
 
 def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
@@ -25,7 +25,7 @@ def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
         database: Database,
         embedding_models: EmbeddingModels,
     ) -> None:
-        service = FaceCropClusteringService(database, spec.name, embedding_models.version(spec.name))
+        service = SessionClusteringService(database, spec.name, embedding_models.version(spec.name))
         for_each_session(
             context,
             lambda key: counts(service.cluster_session(key, config)),

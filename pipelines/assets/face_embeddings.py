@@ -9,6 +9,7 @@ from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.context import ServiceContext
 from pipelines.services.embedding import EmbeddingService
 from pipelines.settings import get_settings
 
@@ -36,7 +37,9 @@ def build_face_embeddings(spec: ModelSpec) -> dg.AssetsDefinition:
         photo_store: PhotoStore,
         embedding_models: EmbeddingModels,
     ) -> None:
-        service = EmbeddingService(database, photo_store, embedding_models, spec.name, get_settings())
+        service = EmbeddingService(
+            spec.name, context=ServiceContext(database, photo_store, embedding_models, get_settings())
+        )
         for_each_session(
             context,
             lambda key: counts(service.embed_session(key, force=config.force_regenerate)),

@@ -6,7 +6,7 @@ from pipelines.assets.common import counts, for_each_session, lineage_asset, mod
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding_models import EmbeddingModels
-from pipelines.services.assignment import AssignmentConfig, FaceCropAssignmentService
+from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
 
 
 def build_student_assignments(spec: ModelSpec) -> dg.AssetsDefinition:
@@ -26,7 +26,7 @@ def build_student_assignments(spec: ModelSpec) -> dg.AssetsDefinition:
         database: Database,
         embedding_models: EmbeddingModels,
     ) -> None:
-        service = FaceCropAssignmentService(database, spec.name, embedding_models.version(spec.name))
+        service = SessionAssignmentService(database, spec.name, embedding_models.version(spec.name))
         for_each_session(
             context,
             lambda key: counts(service.assign_session(key, config, context.run.run_id)),

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row
 
-from pipelines.errors import AttendanseeError
+from pipelines.errors import AttendanseeError, ClassBusyError
 from pipelines.partitions import SessionKey
 
 
@@ -33,9 +34,16 @@ class SessionRow:
     held_on: date | None
 
 
-def lock_class(connection: Connection, class_id: int) -> None:
-    """Wait until no other transaction decides about this class's identities; held to the end of the transaction."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('attendansee class'), %s)", [class_id])
+def lock_class(connection: Connection, class_id: int, patience_s: float | None = None) -> None:
+    """Wait until no other transaction decides about this class's identities; held to the end of the transaction.
+
+    patience_s: raise ClassBusyError after so many seconds of waiting; None waits for as long as it takes.
+    """
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{round((patience_s or 0) * 1000)}ms"])
+    try:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('attendansee class'), %s)", [class_id])
+    except LockNotAvailable as error:
+        raise ClassBusyError("The class is being processed by somebody else: try again in a moment.") from error
 
 
 def find_class(connection: Connection, name: str) -> int:

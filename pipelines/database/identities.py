@@ -123,8 +123,9 @@ def write_clusters(connection: Connection, session_id: int, model: str, labels: 
     connection.execute(
         """WITH given AS (SELECT * FROM unnest(%(crops)s::bigint[], %(labels)s::int[]) AS g (crop_id, label)),
         made AS (
-            INSERT INTO clusters (session_id, model, label)
-            SELECT DISTINCT %(session)s::bigint, %(model)s, label FROM given RETURNING id, label
+            INSERT INTO clusters (class_id, session_id, model, label)
+            SELECT DISTINCT s.class_id, s.id, %(model)s, label FROM given, sessions s WHERE s.id = %(session)s
+            RETURNING id, label
         )
         INSERT INTO cluster_members (cluster_id, crop_id) SELECT made.id, given.crop_id FROM given JOIN made USING (label)""",
         {"crops": list(labels), "labels": list(labels.values()), "session": session_id, "model": model},

@@ -1,6 +1,6 @@
 """Matching faces with a gallery of known people: k nearest neighbours, then one face per student and photo."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ class Decision:
 
     state: assigned; no_match (nobody in the gallery is near enough); needs_review (`student` is a proposal).
     student: None for no_match only. similarity, votes: the student's best cosine similarity and votes.
-    runner_up: the nearest other student of the whole gallery, however far; None where there is no other.
+    runner_up: the nearest other student of the face's whole gallery, however far; None where there is no other.
     margin: similarity minus runner_up_similarity; negative where the runner-up is nearer.
     """
 
@@ -47,47 +47,93 @@ def knn_votes(
     gallery_students: NDArray[np.int64],
     k: int,
     threshold: float,
-    use_voting: bool = True,
+    voting: Literal["majority", "equal_ballots", "best"] = "equal_ballots",
 ) -> list[list[Candidate]]:
     """For every face the students it may show, the likeliest first, then the nearest student without a vote.
 
     similarity: (n, m) cosine similarities of n faces and m gallery crops; gallery_students: (m,) whose crops they are.
-    Gallery crops with a similarity of at least `threshold` compete; of those the k nearest have one vote each. Most votes
-    win; ties go to the higher mean similarity of the votes, then to the lower student id.
+    An entry of -inf takes a crop out of the gallery for that face, whatever the threshold; a person who has said "not
+    this student" takes out all crops of that student. k: at least 1.
 
-    One student, one ballot: a student with twenty crops could fill all k places and outvote the nearest crop of
-    a student who has a single portrait. So nobody casts more votes than the smallest gallery among the students
-    competing for that face allows. Against a single portrait this is the best match; among well-known students it is
-    the usual majority. (Dividing votes by gallery size instead lets a portrait at rank k, with 1 vote of 1, beat
-    4 of 20.) Without voting everybody has one vote, so the best match wins.
+    Gallery crops with a similarity of at least `threshold` compete; of those the k nearest have one vote each (of
+    equally near ones those of the lower student id). Most votes win; ties go to the higher mean similarity of the
+    votes, then to the lower student id. That is voting "majority".
+
+    "equal_ballots": one student, one ballot. A student with twenty crops could fill all k places and outvote the
+    nearest crop of a student who has a single portrait. So nobody casts more votes than the smallest gallery among the
+    students competing for that face allows. Against a single portrait this is the best match; among well-known students
+    it is the usual majority. (Dividing votes by gallery size instead lets a portrait at rank k, with 1 vote of 1, beat
+    4 of 20.) "best": everybody has one vote, so the best match wins.
 
     Cover and Hart, "Nearest neighbor pattern classification", 1967. Independent of the order of faces and gallery.
     """
-    gallery_students = np.asarray(gallery_students)
-    gallery_sizes = Counter(gallery_students.tolist())
+    if not len(gallery_students):
+        return [[] for _ in similarity]
+    by_student = np.argsort(gallery_students, kind="stable")
+    students, starts, sizes = np.unique(
+        np.asarray(gallery_students)[by_student], return_index=True, return_counts=True
+    )
+    similarity = np.take(similarity, by_student, axis=1)
+    best = np.maximum.reduceat(similarity, starts, axis=1)
+    competing = (best >= threshold) & (best > -np.inf)
+    if voting == "equal_ballots":
+        if similarity.min(initial=0) == -np.inf:
+            sizes = np.add.reduceat(similarity > -np.inf, starts, axis=1, dtype=np.int64)
+        ballots = np.where(competing, np.minimum(sizes, k), k).min(axis=1)
+    else:
+        ballots = np.full(len(similarity), k if voting == "majority" else 1)
+
+    # Only the k nearest students can get a vote, since their nearest crops alone fill the k places.
+    places = min(k, len(students))
+    competing &= best >= np.partition(best, -places, axis=1)[:, -places, None]
+    faces, columns = np.nonzero(competing)
+    crops = _nearest_crops(similarity, np.append(starts, len(by_student)), faces, columns, ballots.max(initial=1))
+    pairs, ranks = np.nonzero(
+        (crops >= threshold) & (crops > -np.inf) & (np.arange(crops.shape[1]) < ballots[faces, None])
+    )
+    faces, columns, values = faces[pairs], columns[pairs], crops[pairs, ranks]
+    nearest_first = np.lexsort((columns, -values, faces))
+    faces, columns, values = faces[nearest_first], columns[nearest_first], values[nearest_first]
+    counted = np.arange(len(faces)) - np.searchsorted(faces, faces) < k
+    faces, columns, values = faces[counted], columns[counted], values[counted]
+    votes: list[dict[int, list[float]]] = [{} for _ in similarity]
+    for face, student, value in zip(faces.tolist(), students[columns].tolist(), values.tolist(), strict=True):
+        votes[face].setdefault(student, []).append(value)
+
+    best[faces, columns] = -np.inf
+    without_vote = best.argmax(axis=1)
     result = []
-    for row in np.asarray(similarity):
-        nearest_first = np.lexsort((gallery_students, -row))
-        competing = nearest_first[row[nearest_first] >= threshold]
-        students = gallery_students[competing].tolist()
-        ballot = min((gallery_sizes[student] for student in students), default=1) if use_voting else 1
-        votes: dict[int, list[float]] = defaultdict(list)
-        places = k
-        for student, value in zip(students, row[competing].tolist(), strict=True):
-            if places == 0:
-                break
-            if len(votes[student]) < ballot:
-                votes[student].append(value)
-                places -= 1
-        candidates = [Candidate(s, len(v), sum(v) / len(v), v[0]) for s, v in votes.items()]
+    for of_face, student, value in zip(
+        votes, students[without_vote].tolist(), best.max(axis=1).tolist(), strict=True
+    ):
+        candidates = [Candidate(s, len(v), sum(v) / len(v), v[0]) for s, v in of_face.items()]
         candidates.sort(key=lambda c: (-c.votes, -c.similarity, c.student))
-        voted = {candidate.student for candidate in candidates}
-        others = nearest_first[~np.isin(gallery_students[nearest_first], list(voted))]
-        if others.size:
-            value = float(row[others[0]])
-            candidates.append(Candidate(int(gallery_students[others[0]]), 0, value, value))
+        if value > -np.inf:
+            candidates.append(Candidate(student, 0, value, value))
         result.append(candidates)
     return result
+
+
+def _nearest_crops(
+    similarity: NDArray[np.floating[Any]],
+    bounds: NDArray[np.int64],
+    faces: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    count: int,
+) -> NDArray[np.floating[Any]]:
+    """Similarities of the nearest crops of pairs of a face and a student, the nearest first.
+
+    similarity: (n, m), a student's crops side by side: those of student s from bounds[s] to bounds[s + 1]. faces,
+    columns: (p,) the pairs. Returns (p, count), -inf where a student has fewer crops.
+    """
+    nearest = np.full((len(faces), count), -np.inf, similarity.dtype)
+    by_student = np.argsort(columns, kind="stable")
+    present, firsts = np.unique(columns[by_student], return_index=True)
+    for student, pairs in zip(present.tolist(), np.split(by_student, firsts)[1:], strict=True):
+        crops = similarity[faces[pairs], bounds[student] : bounds[student + 1]]
+        kept = min(count, crops.shape[1])
+        nearest[pairs, :kept] = np.partition(crops, -kept, axis=1)[:, -kept:]
+    return -np.sort(-nearest, axis=1)
 
 
 def assign_one_to_one(
@@ -125,6 +171,8 @@ def assign_one_to_one(
             else:
                 shown.add(first.student)
                 decisions[face] = _decide("assigned", first, candidates[face], margin)
+        if not others:
+            continue
         for face, proposal in zip(others, _proposals([candidates[face] for face in others], shown), strict=True):
             decisions[face] = _decide("needs_review", proposal, candidates[face], margin)
     return decisions

@@ -11,13 +11,11 @@ from pipelines.database import catalog, crops
 from pipelines.database.crops import CropRow
 from pipelines.errors import PhotoError
 from pipelines.partitions import SessionKey
-from pipelines.resources.database import Database
 from pipelines.resources.embedding.model import EmbeddingError
-from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_reader import read_photo
 from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.photo_roots import registered_store
-from pipelines.settings import Settings
 
 # Vectors are written every so many crops: bounds memory, and keeps what is done when a later crop's photo kills the run.
 WRITE_EVERY = 128
@@ -37,16 +35,13 @@ class EmbeddingReport:
 class EmbeddingService:
     """Computes the vectors of one model, once per crop and version."""
 
-    database: Database
-    store: PhotoStore
-    models: EmbeddingModels
-    model_name: str
-    settings: Settings
+    model_name: str = "facenet"
+    context: ServiceContext = field(default_factory=default_context, kw_only=True)
 
     @property
     def version(self) -> str:
         """The version string kept with every vector."""
-        return self.models.version(self.model_name)
+        return self.context.models.version(self.model_name)
 
     def embed_session(self, key: SessionKey, *, force: bool = False) -> EmbeddingReport:
         """Embed the session's crops, usable or not, that have no vector of the current version (all when forced).
@@ -55,7 +50,7 @@ class EmbeddingService:
         missing or wrong.
         """
         version = self.version
-        with self.database.connection() as connection:
+        with self.context.database.connection() as connection:
             session = catalog.find_session(connection, key)
             rows = crops.session_crops(connection, session.id)
             done = (
@@ -64,7 +59,7 @@ class EmbeddingService:
                 else crops.crops_with_embedding(connection, self.model_name, version, [row.id for row in rows])
             )
         report = EmbeddingReport(crops=len(rows), skipped=len(done))
-        store = registered_store(self.database, self.store, key)
+        store = registered_store(self.context.database, self.context.store, key)
         batch: list[tuple[int, NDArray[np.uint8]]] = []
         for item in self._chips(store, [row for row in rows if row.id not in done], report):
             batch.append(item)
@@ -81,11 +76,11 @@ class EmbeddingService:
         for path, of_photo in groupby(rows, key=lambda row: row.path):
             photo_rows = list(of_photo)
             try:
-                pixels = read_photo(store.read(path), path, self.settings.max_megapixels).pixels
+                pixels = read_photo(store.read(path), path, self.context.settings.max_megapixels).pixels
             except PhotoError as error:
                 report.errors.update({row.id: str(error) for row in photo_rows})
                 continue
-            model = self.models.get(self.model_name)
+            model = self.context.models.get(self.model_name)
             for row in photo_rows:
                 try:
                     yield row.id, model.cut(pixels, row.face)
@@ -95,13 +90,13 @@ class EmbeddingService:
     def _embed(self, batch: list[tuple[int, NDArray[np.uint8]]], version: str, report: EmbeddingReport) -> None:
         if not batch:
             return
-        results = self.models.get(self.model_name).embed([chip for _, chip in batch])
+        results = self.context.models.get(self.model_name).embed([chip for _, chip in batch])
         good = [(crop_id, v) for (crop_id, _), v in zip(batch, results, strict=True) if not isinstance(v, Exception)]
         report.errors.update(
             {crop_id: str(v) for (crop_id, _), v in zip(batch, results, strict=True) if isinstance(v, Exception)}
         )
         if good:
-            with self.database.connection() as connection:
+            with self.context.database.connection() as connection:
                 crops.write_embeddings(
                     connection,
                     self.model_name,

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from pipelines.cli import main
 from pipelines.errors import AttendanseeError
 from pipelines.partitions import parse_session_key
-from pipelines.services.assignment import AssignmentConfig, FaceCropAssignmentService
 from pipelines.services.attendance import AttendanceService
-from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
 from pipelines.services.evaluation import evaluate_class
+from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
+from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -35,8 +35,8 @@ def processed(made_class, database):
     made_class.enrol("m", "ann", "bob")
     made_class.session("m__s1", [["ann", "bob", "stranger"]])
     key = parse_session_key("m__s1")
-    FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig())
-    FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+    SessionClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig())
+    SessionAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
     AttendanceService(database, "dlib").register_session(key)
 
 

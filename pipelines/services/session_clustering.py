@@ -45,7 +45,7 @@ class ClusteringReport:
 
 
 @dataclass(frozen=True)
-class FaceCropClusteringService:
+class SessionClusteringService:
     """Clusters the usable crops of a session by one model's vectors."""
 
     database: Database

@@ -48,7 +48,7 @@ class AssignmentReport:
 
 
 @dataclass(frozen=True)
-class FaceCropAssignmentService:
+class SessionAssignmentService:
     """Assigns the crops of a session to students of its class by one model's vectors."""
 
     database: Database

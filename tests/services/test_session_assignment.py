@@ -6,9 +6,9 @@ import pytest
 
 from pipelines.database import catalog, identities
 from pipelines.partitions import parse_session_key
-from pipelines.services.assignment import AssignmentConfig, AssignmentReport, FaceCropAssignmentService
 from pipelines.services.attendance import AttendanceService
-from pipelines.services.clustering import ClusteringConfig, FaceCropClusteringService
+from pipelines.services.session_assignment import AssignmentConfig, AssignmentReport, SessionAssignmentService
+from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def process(database):
 
     def run(key: str, model: str = "dlib", config: AssignmentConfig | None = None) -> AssignmentReport:
         parsed = parse_session_key(key)
-        FaceCropClusteringService(database, model, "v").cluster_session(parsed, ClusteringConfig())
-        return FaceCropAssignmentService(database, model, "v").assign_session(parsed, config or AssignmentConfig())
+        SessionClusteringService(database, model, "v").cluster_session(parsed, ClusteringConfig())
+        return SessionAssignmentService(database, model, "v").assign_session(parsed, config or AssignmentConfig())
 
     return run
 
@@ -170,7 +170,7 @@ def test_a_new_model_keeps_the_names_that_people_gave(made_class, database, proc
 
 def test_max_clusters_says_when_it_merges_people(made_class, database):
     made_class.session("m__1", [["ann"], ["bob"], ["cem"]])
-    service = FaceCropClusteringService(database, "dlib", "v")
+    service = SessionClusteringService(database, "dlib", "v")
     key = parse_session_key("m__1")
     assert not service.cluster_session(key, ClusteringConfig()).max_clusters_reached
     bounded = service.cluster_session(key, ClusteringConfig(max_clusters=2))
@@ -180,9 +180,9 @@ def test_max_clusters_says_when_it_merges_people(made_class, database):
 def test_dbscan_leaves_a_lone_face_as_noise_without_a_student(made_class, database, identities_of):
     crops = made_class.session("m__1", [["ann", "bob"], ["ann"]])
     key = parse_session_key("m__1")
-    report = FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
+    report = SessionClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
     assert (report.clusters, report.noise) == (1, 1)
-    FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+    SessionAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
     assert identities_of(crops)[0, "bob"] is None
 
 
@@ -229,8 +229,8 @@ def test_people_who_were_merged_come_apart_with_better_parameters(made_class, da
     crops = made_class.session("m__1", [["ann"], ["bob"], ["cem"]])
     key = parse_session_key("m__1")
     for bound, people in ((1, 1), (None, 3)):
-        FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(max_clusters=bound))
-        FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+        SessionClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(max_clusters=bound))
+        SessionAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
         assert len(set(identities_of(crops).values())) == people
 
 
@@ -247,8 +247,8 @@ def test_dbscan_does_not_put_a_student_twice_into_a_photo(made_class, database, 
     crops = made_class.session("m__1", [["ann", "poster"]])
     copy_vector(database, crops[0, "ann"], crops[0, "poster"])
     key = parse_session_key("m__1")
-    FaceCropClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
-    report = FaceCropAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
+    SessionClusteringService(database, "dlib", "v").cluster_session(key, ClusteringConfig(algorithm="dbscan"))
+    report = SessionAssignmentService(database, "dlib", "v").assign_session(key, AssignmentConfig())
     assert (report.assigned, report.needs_review) == (1, 1)
     assert sorted(str(name) for name in identities_of(crops).values()) == ["Class_m_Session_1_Cluster_1", "None"]
 
@@ -268,7 +268,7 @@ def test_a_cluster_joins_a_student_only_when_most_of_it_matched(
     people = ["ann"] * near + ["guest"] * (4 - near)
     crops = {(i, name): made_class.session("m__1", [[]] * i + [[name]])[i, name] for i, name in enumerate(people)}
     clustered(database, crops)
-    FaceCropAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
+    SessionAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
     guests = {name for (_, person), name in identities_of(crops).items() if person == "guest"}
     assert guests == {"ann" if joined else "Class_m_Session_1_Cluster_1"}
 
@@ -277,7 +277,7 @@ def test_a_clusters_face_does_not_join_a_student_who_is_in_its_photo_already(mad
     made_class.enrol("m", "ann")
     crops = made_class.session("m__1", [["ann", "poster"], ["ann"]])
     clustered(database, crops)
-    FaceCropAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
+    SessionAssignmentService(database, "dlib", "v").assign_session(parse_session_key("m__1"), AssignmentConfig())
     names = identities_of(crops)
     assert (names[0, "ann"], names[1, "ann"]) == ("ann", "ann")
     assert names[0, "poster"] != "ann"

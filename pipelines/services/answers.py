@@ -1,0 +1,123 @@
+"""What the operations on face crops answer: the same fields from jobs, command line, HTTP and Python."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from pipelines.services.parameters import AssignmentParameters
+
+EmbeddingStatus = Literal["success", "skipped", "error"]
+BatchStatus = Literal["success", "partial", "error"]
+AssignmentStatus = Literal["assigned", "no_match", "needs_review", "already_assigned", "error"]
+
+_SIMILARITY = "On the calibrated scale: 0.5 is the model's own verification threshold."
+
+
+class EmbeddingAnswer(BaseModel):
+    """What embedding one crop did."""
+
+    status: EmbeddingStatus
+    crop_id: int
+    embedding_model: str
+    embedding_dimension: int
+    message: str
+
+
+class CropEmbedding(BaseModel):
+    """One crop of a batch."""
+
+    crop_id: int
+    status: EmbeddingStatus
+    reason: str | None = None
+
+
+class BatchEmbeddingAnswer(BaseModel):
+    """What embedding many crops did."""
+
+    status: BatchStatus
+    total: int
+    success: int
+    skipped: int
+    errors: int
+    model_name: str
+    results: list[CropEmbedding]
+
+
+class ClusteringAnswer(BaseModel):
+    """The clusters that were found, and what was made of them."""
+
+    status: Literal["success"]
+    clusters_found: int
+    students_created: int
+    crops_assigned: int
+    cluster_sizes: dict[str, int] = Field(description="Crops of each cluster, by its label.")
+    max_clusters_reached: bool = Field(description="max_clusters forced people together who are not alike enough.")
+
+
+class SessionClusteringAnswer(ClusteringAnswer):
+    """The clusters of a session."""
+
+    session_id: int
+    session_name: str
+
+
+class ClassClusteringAnswer(ClusteringAnswer):
+    """The clusters of a class."""
+
+    class_id: int
+    class_name: str
+
+
+class Neighbour(BaseModel):
+    """An identified crop near the one in question."""
+
+    crop_id: int
+    student_id: int
+    student_name: str
+    similarity: float = Field(ge=0, le=1, description=_SIMILARITY)
+    cosine_similarity: float = Field(ge=-1, le=1)
+
+
+class AssignmentAnswer(BaseModel):
+    """Who one crop shows."""
+
+    status: AssignmentStatus
+    crop_id: int
+    student_id: int | None = Field(default=None, description="The student, or for needs_review the likeliest one.")
+    student_name: str | None = None
+    confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Sum of the similarities of the student's votes, divided by the number of all votes.",
+    )
+    similarity: float | None = Field(default=None, ge=0, le=1, description=_SIMILARITY)
+    cosine_similarity: float | None = Field(default=None, ge=-1, le=1)
+    k_nearest: list[Neighbour] = []
+    message: str | None = Field(default=None, description="Why it needs a review, or what went wrong.")
+
+
+class BatchAssignmentAnswer(BaseModel):
+    """Who the crops of a session or class show."""
+
+    status: BatchStatus
+    total_crops: int
+    assigned: int
+    no_match: int
+    needs_review: int
+    already_assigned: int
+    errors: int
+    parameters: AssignmentParameters
+    results: list[AssignmentAnswer]
+
+
+class SessionAssignmentAnswer(BatchAssignmentAnswer):
+    """Who the crops of a session show."""
+
+    session_id: int
+
+
+class ClassAssignmentAnswer(BatchAssignmentAnswer):
+    """Who the crops of a class show."""
+
+    class_id: int

@@ -1,0 +1,113 @@
+"""The parameters of the operations on face crops: one class each for jobs, command line, HTTP and Python."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import dagster as dg
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+
+from pipelines.errors import ParameterError
+from pipelines.resources.embedding.registry import REGISTRY
+
+SimilarityScale = Literal["calibrated", "cosine"]
+
+MAX_ID = 2**63 - 1  # of a bigint: a larger number is no id, and PostgreSQL says so in an error of its own
+Id = Annotated[int, Field(ge=1, le=MAX_ID)]
+
+
+def _check_model(name: str) -> str:
+    if name not in REGISTRY:
+        raise ValueError(f"choose one of {', '.join(REGISTRY)}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_check_model), Field(json_schema_extra={"enum": list(REGISTRY)})]
+
+
+class Parameters(dg.Config):
+    """What all parameter classes share: no unknown names, and no "5" for 5."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+class EmbeddingParameters(Parameters):
+    """How a crop is embedded."""
+
+    model_name: ModelName = Field(default="facenet", description="Embedding model.")
+    force_regenerate: bool = Field(default=False, description="Compute vectors again that are stored already.")
+
+
+class BatchEmbeddingParameters(EmbeddingParameters):
+    """Which crops are embedded, and how."""
+
+    face_crop_ids: list[Id] = Field(min_length=1, max_length=100_000, description="Ids of the crops to embed.")
+
+
+class _IdentityParameters(Parameters):
+    embedding_model: ModelName = Field(default="facenet", description="Embedding model to compare faces with.")
+    similarity_scale: SimilarityScale = Field(
+        default="calibrated",
+        description="calibrated: 0.5 is the model's own verification threshold, so that a number means the same for "
+        "every model; cosine: the plain cosine similarity.",
+    )
+
+
+class ClusteringParameters(_IdentityParameters):
+    """How crops are grouped into people."""
+
+    max_clusters: int = Field(
+        default=50, ge=1, le=200, description="Bound on the number of clusters; where it bites, people are merged."
+    )
+    similarity_threshold: float = Field(
+        default=0.5, ge=0, le=1, description="Mean similarity from which on faces are one person."
+    )
+    create_students: bool = Field(default=True, description="Make a provisional student for each new person.")
+    assign_crops: bool = Field(default=True, description="Assign the crops of a cluster to its student.")
+
+
+class ClassClusteringParameters(ClusteringParameters):
+    """How the crops of a whole class are grouped into people."""
+
+    include_identified: bool = Field(
+        default=False, description="Cluster crops that have a student too; confirmed names are kept in any case."
+    )
+
+
+class AssignmentParameters(_IdentityParameters):
+    """How crops are matched with the class's identified crops."""
+
+    k: int = Field(default=5, ge=1, le=20, description="Nearest identified crops that may vote.")
+    similarity_threshold: float = Field(
+        default=0.6, ge=0, le=1, description="Similarity from which on an identified crop may vote."
+    )
+    use_voting: bool = Field(default=True, description="Majority of the k nearest; false: the best match only.")
+    auto_commit: bool = Field(default=True, description="Write the result; false: only suggest it.")
+
+
+def checked(kind: type[P], **values: Any) -> P:
+    """The parameters, validated; raises ParameterError naming each wrong one, its value and its range."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ParameterError(" ".join(explain(kind, error))) from error
+
+
+def explain(kind: type[Parameters], error: ValidationError) -> list[str]:
+    """One sentence for each wrong parameter: its name, what is wrong, and the range where it has one."""
+    return [_sentence(kind, problem["loc"], problem["msg"]) for problem in error.errors()]
+
+
+def _sentence(kind: type[Parameters], place: Sequence[str | int], reason: str) -> str:
+    name = ".".join(map(str, place))
+    field = kind.model_fields.get(str(place[0])) if place else None
+    bounds = {key: value for item in field.metadata for key, value in vars_of(item).items()} if field else {}
+    allowed = f" (allowed: {bounds['ge']} to {bounds['le']})" if {"ge", "le"} <= bounds.keys() else ""
+    return f"The parameter {name} cannot be used: {reason}{allowed}."
+
+
+def vars_of(item: Any) -> dict[str, Any]:
+    """The bounds that one piece of pydantic's field metadata states."""
+    return {name: value for name in ("ge", "le") if (value := getattr(item, name, None)) is not None}
