@@ -5,32 +5,20 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipelines.commands.common import plain_errors
+from pipelines.commands.operations import OPERATION_COMMANDS
+from pipelines.commands.students import students
 from pipelines.errors import AttendanseeError
 from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.settings import Settings, get_settings
 
 MODEL = click.Choice(list(REGISTRY))
-
-
-def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show an error that is meant for a person as one sentence, and end with status 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except AttendanseeError as error:
-            raise click.ClickException(str(error)) from error
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -314,6 +302,17 @@ def up(port: int, watch: str | None) -> None:
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve; others need a token.")
+@click.option("--port", default=8000, show_default=True, help="Port of the API.")
+@plain_errors
+def api(host: str, port: int) -> None:
+    """Serve the operations, reads and edits over HTTP; Ctrl-C stops it."""
+    from pipelines.api.server import run_api
+
+    run_api(get_settings(), host, port)
+
+
+@main.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @plain_errors
 def erase(yes: bool) -> None:
@@ -348,3 +347,8 @@ def demo() -> None:
     succeeded = run_photos(settings, str(photos), "dlib")
     click.echo("\nDagster UI: run `.venv/bin/attendansee up`, then open http://127.0.0.1:3000")
     sys.exit(0 if succeeded else 1)
+
+
+for command in OPERATION_COMMANDS:
+    main.add_command(command)
+main.add_command(students)

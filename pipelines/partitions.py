@@ -14,6 +14,10 @@ from pipelines.errors import AttendanseeError
 ENROL = "enrol"
 SEPARATOR = "__"
 
+# What runs carry, whoever starts them: the class that they process, and the embedding model where it is one.
+CLASS_TAG = "attendansee/class"
+MODEL_TAG = "attendansee/model"
+
 sessions = dg.DynamicPartitionsDefinition(name="sessions")
 classes = dg.DynamicPartitionsDefinition(name="classes")
 

@@ -9,7 +9,7 @@ import dagster as dg
 from pipelines.database import catalog
 from pipelines.errors import AttendanseeError
 from pipelines.instance import process_tag
-from pipelines.partitions import ENROL, SessionKey, classes, sessions
+from pipelines.partitions import CLASS_TAG, ENROL, SessionKey, classes, sessions
 from pipelines.resources.database import Database
 from pipelines.resources.photo_store import Listing, PhotoStore, fingerprint
 from pipelines.sensors.scan import by_session
@@ -104,7 +104,7 @@ def process(
             job,
             name,
             instance,
-            tags={FINGERPRINT_TAG: item.fingerprint, "attendansee/class": item.key.class_name},
+            tags={FINGERPRINT_TAG: item.fingerprint, CLASS_TAG: item.key.class_name},
             resources={"photo_store": {"config": {"photos": store.photos, "crops": store.crops}}},
         )
     with database.connection() as connection:
@@ -113,7 +113,7 @@ def process(
         if class_name in registered:
             on_start(class_name)
             register = defs.resolve_job_def(f"class_attendance_{model}")
-            yield _execute(register, class_name, instance, tags={"attendansee/class": class_name}, resources={})
+            yield _execute(register, class_name, instance, tags={CLASS_TAG: class_name}, resources={})
 
 
 def _is_done(instance: dg.DagsterInstance, job_name: str, item: Work) -> bool:
@@ -146,7 +146,7 @@ def _execute(
     if any(_was_interrupted(event) for event in result.all_events):
         # Dagster takes Ctrl-C for the failure of one step, and the next session would start.
         raise KeyboardInterrupt
-    return Outcome(partition_key, reason="" if result.success else _why(result))
+    return Outcome(partition_key, reason="" if result.success else why_it_failed(result))
 
 
 def _was_interrupted(event: dg.DagsterEvent) -> bool:
@@ -162,7 +162,7 @@ def _was_interrupted(event: dg.DagsterEvent) -> bool:
     return error is not None
 
 
-def _why(result: dg.ExecuteInProcessResult) -> str:
+def why_it_failed(result: dg.ExecuteInProcessResult) -> str:
     """The sentence that the first failed step ended with, else its innermost error, else the failed check's findings."""
     for event in result.all_events:
         if event.is_step_failure:

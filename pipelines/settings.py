@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import AttendanseeError
@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     )
     watch: bool = Field(default=False, description="Start the sensors switched on, as `attendansee up --watch` does.")
     settle_seconds: float = Field(default=5, ge=0, description="A photo younger than this is still being written.")
+    api_token: SecretStr | None = Field(
+        default=None, description="Bearer token of the HTTP API; unset serves this machine alone, without one."
+    )
+    dagster_url: str = Field(
+        default="http://127.0.0.1:3000", description="Dagster's webserver, which launches what the HTTP API asks for."
+    )
 
     @property
     def detection_configuration(self) -> str:

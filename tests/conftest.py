@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import dagster as dg
 import numpy as np
 import psycopg
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from pipelines.database import catalog, crops, embedded
 from pipelines.database.migrate import migrate
 from pipelines.database.server import database_url
+from pipelines.demo_photos import CLASS_NAME, make_demo_photos
 from pipelines.faces.face import DetectedFace
-from pipelines.partitions import SessionKey, parse_session_key
+from pipelines.partitions import SessionKey, parse_session_key, sessions
+from pipelines.resources import build_resources
 from pipelines.resources import database as database_resource
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import get_spec
@@ -190,3 +193,32 @@ def identities_of(database: Database) -> Callable[..., dict[int, str | None]]:
         return {place: names.get(crop_id) for place, crop_id in made.items()}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def unnamed_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's three sessions without the portraits: nobody's name is known."""
+    folder = tmp_path_factory.mktemp("unnamed") / "photos"
+    make_demo_photos(folder)
+    for portrait in (folder / CLASS_NAME / "enrol").iterdir():
+        portrait.unlink()
+    return folder
+
+
+@pytest.fixture
+def detect(database: Database, unnamed_photos: Path, tmp_path: Path) -> Callable[[str], int]:
+    """Finds the faces of one of the demo's sessions, as the photo assets do; returns the session's id."""
+    from pipelines.assets import PHOTO_ASSETS
+
+    settings = get_settings().model_copy(update={"photos": str(unnamed_photos), "home": tmp_path})
+    instance = dg.DagsterInstance.ephemeral()
+
+    def run(name: str) -> int:
+        key = SessionKey(CLASS_NAME, name)
+        instance.add_dynamic_partitions(sessions.name or "", [str(key)])
+        resources = build_resources(settings)
+        assert dg.materialize(PHOTO_ASSETS, instance=instance, partition_key=str(key), resources=resources).success
+        with database.connection() as connection:
+            return catalog.find_session(connection, key).id
+
+    return run

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of a run: what was committed stays, and the next command finishes the work."""
+"""A kill or a restart in the middle: what was committed stays, and the next command or call finishes the work."""
 
 import os
 import signal
@@ -11,9 +11,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fastapi.testclient import TestClient
 
-from pipelines.database import embedded
+from pipelines.api.app import create_app
+from pipelines.database import attendance, crops, embedded
+from pipelines.definitions import defs
 from pipelines.demo_photos import make_demo_photos
+from pipelines.services import embedding
+from pipelines.settings import get_settings
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +112,92 @@ def test_ctrl_c_ends_the_command_and_not_one_session_of_many(environment, demo_p
     assert "Aborted!" in stderr
     assert "present" not in stdout
     assert finish(attendansee(environment, "run", demo_photos))[0] == 0
+
+
+@pytest.fixture
+def restarted_before(home, monkeypatch):
+    """Lets the database restart once, just before a function of a module works for the n-th time."""
+
+    def arrange(module, name: str, time_of_restart: int = 1) -> list[int]:
+        calls: list[int] = []
+        original = getattr(module, name)
+
+        def restart(*arguments, **keywords):
+            calls.append(1)
+            if len(calls) == time_of_restart:
+                assert embedded.stop(home / "postgres")
+                embedded.ensure(home / "postgres")
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(module, name, restart)
+        return calls
+
+    return arrange
+
+
+def post(path: str, **body: object) -> tuple[int, dict]:
+    """One call over HTTP, without a retry."""
+    with TestClient(create_app(get_settings()), "http://127.0.0.1", raise_server_exceptions=False) as client:
+        response = client.post(f"/api/attendance/{path}", json=body)
+        return response.status_code, response.json()
+
+
+def count(database, table: str) -> int:
+    with database.connection() as connection:
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def test_a_batch_of_embeddings_goes_on_where_a_restart_of_the_database_broke_it(
+    detect, database, restarted_before, monkeypatch
+):
+    detect("2026-09-07")
+    monkeypatch.setattr(embedding, "WRITE_EVERY", 4)
+    restarted_before(crops, "write_embeddings", time_of_restart=2)
+    with database.connection() as connection:
+        ids = [crop_id for (crop_id,) in connection.execute("SELECT id FROM face_crops")]
+    status, problem = post("face-crops/generate-embeddings-batch/", face_crop_ids=ids, model_name="dlib")
+    assert (status, problem["detail"]) == (503, "The database was restarted or cannot be reached: try again.")
+    assert count(database, "embeddings_dlib") == 4
+    status, answer = post("face-crops/generate-embeddings-batch/", face_crop_ids=ids, model_name="dlib")
+    assert (status, answer["status"], answer["success"], answer["skipped"]) == (200, "success", 8, 4)
+    assert count(database, "embeddings_dlib") == 12
+
+
+@pytest.fixture
+def class_to_assign(embedded_class, database):
+    """Portraits, and a session of 20 photos that shows each person once a photo."""
+    people = [f"student {n}" for n in range(10)]
+    embedded_class.enrol("m", *people)
+    embedded_class.session("m__1", [people] * 20)
+    with database.connection() as connection:
+        return connection.execute("SELECT id FROM classes").fetchone()[0]
+
+
+def assigned_once(database) -> None:
+    with database.connection() as connection:
+        rows = connection.execute(
+            """SELECT count(*), count(DISTINCT a.crop_id), count(DISTINCT (f.image_id, a.student_id))
+            FROM assignments a JOIN face_crops f ON f.id = a.crop_id WHERE a.state = 'assigned'"""
+        ).fetchone()
+    assert rows == (200, 200, 200)
+
+
+def test_a_restart_in_the_middle_of_an_assignment_writes_nothing_and_the_second_call_everything(
+    class_to_assign, database, restarted_before
+):
+    restarted_before(attendance, "register_session")  # the assignments are written and not committed
+    status, problem = post(f"classes/{class_to_assign}/assign-crops/", embedding_model="dlib")
+    assert (status, problem["detail"]) == (503, "The database was restarted or cannot be reached: try again.")
+    assert count(database, "assignments") == 0
+    status, answer = post(f"classes/{class_to_assign}/assign-crops/", embedding_model="dlib")
+    assert (status, answer["assigned"]) == (200, 200)
+    assigned_once(database)
+
+
+def test_a_job_that_a_restart_breaks_is_tried_again(class_to_assign, database, restarted_before):
+    calls = restarted_before(attendance, "register_session")
+    config = {"class_id": class_to_assign, "embedding_model": "dlib"}
+    job = defs.resolve_job_def("assign_class_crops")
+    assert job.execute_in_process(run_config={"ops": {job.name: {"config": config}}}).success
+    assert len(calls) == 2
+    assigned_once(database)

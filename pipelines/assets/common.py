@@ -18,8 +18,6 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", categor
 
 OWNERS = ["team:attendansee"]
 TAGS = {"domain": "attendance", "pii": "true"}
-# On every job that goes through to one embedding model, and so on its runs.
-MODEL_TAG = "attendansee/model"
 # Runs of a backfill take 25 sessions each: start-up is paid once for them, and a failure costs no more than them.
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=25)
 

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from pipelines.assets.common import BACKFILL, MODEL_TAG, OWNERS, RETRY, TAGS, counts, for_each_session, plain_failure
-from pipelines.partitions import sessions
+from pipelines.assets.common import BACKFILL, OWNERS, RETRY, TAGS, counts, for_each_session, plain_failure
+from pipelines.partitions import MODEL_TAG, sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_store import PhotoStore

@@ -37,7 +37,7 @@ def register_session(connection: Connection, session_id: int, model: str, withdr
             count(a.crop_id) FILTER (WHERE a.state = 'assigned')::int AS crops,
             max(a.similarity) FILTER (WHERE a.state = 'assigned') AS similarity
         FROM sessions s
-        JOIN students st ON st.class_id = s.class_id
+        JOIN students st ON st.class_id = s.class_id AND st.merged_into IS NULL
         LEFT JOIN (assignments a JOIN face_crops f ON f.id = a.crop_id
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL)
             ON a.student_id = st.id AND a.model = %(model)s AND i.session_id = s.id
@@ -60,6 +60,16 @@ def register_session(connection: Connection, session_id: int, model: str, withdr
             (excluded.status, excluded.crops, excluded.similarity)""",  # noqa: S608 - only constants are put in
         parameters,
     )
+
+
+def registered_sessions(connection: Connection, session_ids: Collection[int]) -> dict[str, list[int]]:
+    """Those of the sessions that have attendance already, by model."""
+    rows = connection.execute(
+        """SELECT model, array_agg(DISTINCT session_id) FROM attendance WHERE session_id = ANY(%s)
+        GROUP BY model ORDER BY model""",
+        [list(session_ids)],
+    )
+    return dict(rows.fetchall())
 
 
 def read_attendance(connection: Connection, class_id: int, model: str) -> list[AttendanceCell]:

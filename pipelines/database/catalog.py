@@ -7,7 +7,7 @@ from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row
 
-from pipelines.errors import AttendanseeError, ClassBusyError
+from pipelines.errors import AttendanseeError, ClassBusyError, UnknownIdError
 from pipelines.partitions import SessionKey
 
 
@@ -44,6 +44,8 @@ def lock_class(connection: Connection, class_id: int, patience_s: float | None =
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('attendansee class'), %s)", [class_id])
     except LockNotAvailable as error:
         raise ClassBusyError("The class is being processed by somebody else: try again in a moment.") from error
+    # Rows are never held for long; waiting for one must not end in an error of PostgreSQL's own.
+    connection.execute("SELECT set_config('lock_timeout', '0', true)")
 
 
 def find_class(connection: Connection, name: str) -> int:
@@ -90,7 +92,7 @@ def photo_root(connection: Connection, name: str) -> str | None:
 
 def ensure_session(connection: Connection, key: SessionKey, held_on: date | None = None) -> SessionRow:
     """The session's row, made with its class where absent; a date given later is filled in."""
-    connection.execute("INSERT INTO classes (name) VALUES (%s) ON CONFLICT DO NOTHING", [key.class_name])
+    ensure_class(connection, key.class_name)
     connection.execute(
         """INSERT INTO sessions (class_id, name, is_enrolment, held_on)
         SELECT id, %s, %s, %s FROM classes WHERE name = %s
@@ -99,6 +101,63 @@ def ensure_session(connection: Connection, key: SessionKey, held_on: date | None
         [key.session_name, key.is_enrolment, held_on, key.class_name],
     )
     return find_session(connection, key)
+
+
+def class_by_id(connection: Connection, class_id: int) -> str:
+    """The name of a class; raises UnknownIdError."""
+    row = connection.execute("SELECT name FROM classes WHERE id = %s", [class_id]).fetchone()
+    if row is None:
+        raise UnknownIdError(f"There is no class {class_id}.")
+    return row[0]
+
+
+def session_by_id(connection: Connection, session_id: int) -> SessionRow:
+    """The session's row; raises UnknownIdError."""
+    with connection.cursor(row_factory=class_row(SessionRow)) as cursor:
+        row = cursor.execute(
+            "SELECT id, class_id, name, is_enrolment, held_on FROM sessions WHERE id = %s", [session_id]
+        ).fetchone()
+    if row is None:
+        raise UnknownIdError(f"There is no session {session_id}.")
+    return row
+
+
+def session_of_crop(connection: Connection, crop_id: int) -> SessionRow:
+    """The session that a face crop belongs to; raises UnknownIdError."""
+    row = connection.execute(
+        "SELECT i.session_id FROM face_crops f JOIN images i ON i.id = f.image_id WHERE f.id = %s", [crop_id]
+    ).fetchone()
+    if row is None:
+        raise UnknownIdError(f"There is no face crop {crop_id}.")
+    return session_by_id(connection, row[0])
+
+
+def class_of_crop(connection: Connection, crop_id: int) -> int:
+    """The id of the class that a face crop belongs to; raises UnknownIdError."""
+    row = connection.execute(
+        """SELECT s.class_id FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
+        WHERE f.id = %s""",
+        [crop_id],
+    ).fetchone()
+    if row is None:
+        raise UnknownIdError(f"There is no face crop {crop_id}.")
+    return row[0]
+
+
+def session_ids(connection: Connection, class_id: int) -> list[int]:
+    """Ids of all sessions of a class."""
+    return [i for (i,) in connection.execute("SELECT id FROM sessions WHERE class_id = %s ORDER BY id", [class_id])]
+
+
+def ensure_class(connection: Connection, name: str) -> int:
+    """The id of the class, made where absent."""
+    connection.execute("INSERT INTO classes (name) VALUES (%s) ON CONFLICT DO NOTHING", [name])
+    return find_class(connection, name)
+
+
+def student_names(connection: Connection, class_id: int) -> dict[int, str]:
+    """The name of each student of a class."""
+    return dict(connection.execute("SELECT id, name FROM students WHERE class_id = %s", [class_id]).fetchall())
 
 
 def find_session(connection: Connection, key: SessionKey) -> SessionRow:
@@ -133,7 +192,8 @@ def session_dates(connection: Connection, class_id: int) -> dict[str, date | Non
 def named_students(connection: Connection, class_id: int) -> list[str]:
     """Names of the students that a person has named, sorted."""
     rows = connection.execute(
-        "SELECT name FROM students WHERE class_id = %s AND NOT provisional AND NOT id = ANY(%s) ORDER BY name",
+        """SELECT name FROM students WHERE class_id = %s AND merged_into IS NULL AND NOT provisional
+        AND NOT id = ANY(%s) ORDER BY name""",
         [class_id, sorted(withdrawn_student_ids(connection, class_id))],
     )
     return [name for (name,) in rows]
@@ -142,15 +202,20 @@ def named_students(connection: Connection, class_id: int) -> list[str]:
 def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
     """Ids of students whose portraits are all gone (removed, or renamed after somebody else) and who were never seen.
 
-    A student who was seen keeps their past attendance, whatever becomes of the portraits.
+    A student who was seen keeps their past attendance, whatever becomes of the portraits, and one whom a roster gives a
+    number or an address is of the class without any.
     """
     rows = connection.execute(
         """WITH present AS (
             SELECT f.id AS crop_id FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
         )
-        SELECT st.id FROM students st WHERE st.class_id = %s
-        AND EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = st.id AND d.decided_by = 'enrolment')
+        SELECT st.id FROM students st
+        WHERE st.class_id = %s AND st.merged_into IS NULL AND st.student_number IS NULL AND st.email IS NULL
+        AND EXISTS (
+            SELECT 1 FROM decisions d JOIN students named ON named.id = d.student_id
+            WHERE d.decided_by = 'enrolment' AND coalesce(named.merged_into, named.id) = st.id
+        )
         AND NOT EXISTS (SELECT 1 FROM confirmed_crops c JOIN present USING (crop_id) WHERE c.student_id = st.id)
         AND NOT EXISTS (
             SELECT 1 FROM assignments a JOIN present USING (crop_id)
@@ -162,15 +227,60 @@ def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
 
 
 def ensure_named_student(connection: Connection, class_id: int, name: str) -> int:
-    """The id of the class's student of that name, made where absent; a provisional one of that name is now named."""
+    """The id of the class's student of that name, made where absent; a provisional one of that name is now named.
+
+    A name that nobody has any more is that of the student who had it last, renamed or merged since.
+    """
+    if student_named(connection, class_id, name) is None:
+        former = student_formerly_named(connection, class_id, name)
+        if former is not None:
+            return former
     connection.execute(
         """INSERT INTO students (class_id, name, provisional) VALUES (%s, %s, false)
-        ON CONFLICT (class_id, name) DO UPDATE SET provisional = false WHERE students.provisional""",
+        ON CONFLICT (class_id, name) WHERE merged_into IS NULL DO UPDATE SET provisional = false
+        WHERE students.provisional""",
         [class_id, name],
     )
-    row = connection.execute("SELECT id FROM students WHERE class_id = %s AND name = %s", [class_id, name]).fetchone()
-    assert row is not None, "inserted above"
-    return row[0]
+    student_id = student_named(connection, class_id, name)
+    assert student_id is not None, "inserted above"
+    return student_id
+
+
+def student_named(connection: Connection, class_id: int, name: str) -> int | None:
+    """The id of the class's student who has this name now."""
+    row = connection.execute(
+        "SELECT id FROM students WHERE class_id = %s AND name = %s AND merged_into IS NULL", [class_id, name]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def student_formerly_named(connection: Connection, class_id: int, name: str) -> int | None:
+    """The id of the student who had this name last, before being renamed or merged into somebody."""
+    row = connection.execute(
+        """SELECT coalesce(s.merged_into, s.id) FROM (
+            SELECT id AS decision_id, CASE kind WHEN 'merge' THEN other_student_id ELSE student_id END AS student_id
+            FROM decisions WHERE class_id = %(class)s AND old_name = %(name)s AND new_name <> old_name
+            UNION ALL
+            SELECT d.id, d.student_id FROM decisions d JOIN students m ON m.id = d.student_id
+            WHERE d.class_id = %(class)s AND d.kind = 'merge' AND m.name = %(name)s
+        ) had JOIN students s ON s.id = had.student_id
+        ORDER BY had.decision_id DESC LIMIT 1""",
+        {"class": class_id, "name": name},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def portrayed_student(connection: Connection, class_id: int, session_id: int, sha256: str, path: str, name: str) -> int:
+    """The id of the student whom the portrait at this path shows, made where absent.
+
+    A registered portrait whose file has not been renamed stays with its student, whoever has the file's name by now.
+    """
+    row = connection.execute(
+        """SELECT coalesce(st.merged_into, st.id) FROM images i JOIN students st ON st.id = i.student_id
+        WHERE i.session_id = %s AND i.sha256 = %s AND i.path = %s""",
+        [session_id, sha256, path],
+    ).fetchone()
+    return row[0] if row else ensure_named_student(connection, class_id, name)
 
 
 def create_provisional_student(connection: Connection, class_name: str, session: SessionRow) -> int:
@@ -193,15 +303,20 @@ def create_provisional_student(connection: Connection, class_name: str, session:
 
 def provisional_student_ids(connection: Connection, class_id: int) -> set[int]:
     """Ids of the class's students whom no person has named yet."""
-    return {i for (i,) in connection.execute("SELECT id FROM students WHERE class_id = %s AND provisional", [class_id])}
+    rows = connection.execute(
+        "SELECT id FROM students WHERE class_id = %s AND provisional AND merged_into IS NULL", [class_id]
+    )
+    return {student_id for (student_id,) in rows}
 
 
 def delete_empty_provisional_students(connection: Connection, class_id: int) -> int:
-    """Delete provisional students that no crop points at any more, in any model's lineage; returns how many."""
+    """Delete provisional students that no crop, cluster or decision points at any more; returns how many."""
     return connection.execute(
         """DELETE FROM students s WHERE s.class_id = %s AND s.provisional
         AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = s.id)
-        AND NOT EXISTS (SELECT 1 FROM decisions d WHERE d.student_id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM clusters c WHERE c.student_id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM decisions d WHERE s.id IN (d.student_id, d.other_student_id))
+        AND NOT EXISTS (SELECT 1 FROM students m WHERE m.merged_into = s.id)
         AND NOT EXISTS (SELECT 1 FROM images i WHERE i.student_id = s.id)""",
         [class_id],
     ).rowcount

@@ -30,6 +30,11 @@ class CropRow:
     crop_path: str | None
 
     @property
+    def class_name(self) -> str:
+        """The class whose photo it is from: paths read <class>/<session>/<file>."""
+        return self.path.partition("/")[0]
+
+    @property
     def usable(self) -> bool:
         """Whether the crop may be clustered and stand in the gallery."""
         return not self.unusable_reasons
@@ -69,6 +74,12 @@ def image_crops(connection: Connection, image_id: int) -> list[CropRow]:
     """The crops of one photo, by id."""
     with connection.cursor(row_factory=class_row(CropRow)) as cursor:
         return cursor.execute(f"{_COLUMNS} WHERE f.image_id = %s ORDER BY f.id", [image_id]).fetchall()
+
+
+def crops_by_id(connection: Connection, crop_ids: Sequence[int]) -> list[CropRow]:
+    """Those of the crops that exist, by photo and id."""
+    with connection.cursor(row_factory=class_row(CropRow)) as cursor:
+        return cursor.execute(f"{_COLUMNS} WHERE f.id = ANY(%s) ORDER BY f.image_id, f.id", [list(crop_ids)]).fetchall()
 
 
 def insert_crop(
@@ -118,14 +129,22 @@ def mark_searched(connection: Connection, image_id: int, detector_version: str) 
 
 
 def confirm_portraits(connection: Connection, session_id: int, class_id: int) -> None:
-    """Confirm each portrait's crop as the student its photo is named after; what is confirmed already stays."""
+    """Confirm each portrait's crop as the student its photo is named after, once for each name that it is given.
+
+    What a person has said of the crop since counts, until the file is named after somebody else.
+    """
     connection.execute(
         """INSERT INTO decisions (class_id, kind, crop_id, student_id, decided_by, reason)
-        SELECT %(class)s, 'confirm', f.id, i.student_id, 'enrolment', 'portrait'
-        FROM face_crops f JOIN images i ON i.id = f.image_id AND i.session_id = %(session)s
-        WHERE i.student_id IS NOT NULL AND i.removed_at IS NULL AND i.refused_reason IS NULL AND NOT EXISTS (
-            SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.student_id = i.student_id
-        )""",
+        SELECT %(class)s, 'confirm', f.id, coalesce(st.merged_into, st.id), 'enrolment', 'portrait'
+        FROM face_crops f
+        JOIN images i ON i.id = f.image_id AND i.session_id = %(session)s
+            AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        JOIN students st ON st.id = i.student_id
+        LEFT JOIN LATERAL (
+            SELECT coalesce(s.merged_into, s.id) AS student_id FROM decisions d JOIN students s ON s.id = d.student_id
+            WHERE d.crop_id = f.id AND d.decided_by = 'enrolment' ORDER BY d.id DESC LIMIT 1
+        ) said ON true
+        WHERE said.student_id IS DISTINCT FROM coalesce(st.merged_into, st.id)""",
         {"class": class_id, "session": session_id},
     )
 

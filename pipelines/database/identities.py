@@ -1,6 +1,6 @@
-"""Who is who: clusters, assignments, the class's gallery of identified crops."""
+"""Who is who: assignments, the class's gallery of identified crops."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +35,108 @@ class GalleryCrop:
     confirmed: bool
 
 
-def read_gallery(connection: Connection, class_id: int, model: str, *, without_session: int) -> list[GalleryCrop]:
+@dataclass(frozen=True)
+class Probe:
+    """A crop without a student; `taken_off`: a person wants it without."""
+
+    crop_id: int
+    image_id: int
+    session_id: int
+    taken_off: bool
+
+
+# What one crop, one session, or else all sessions of a class are; portraits are asked for by their own ids only.
+_IN_SCOPE = """CASE WHEN %(crop)s::bigint IS NOT NULL THEN f.id = %(crop)s
+    WHEN %(session)s::bigint IS NOT NULL THEN s.id = %(session)s ELSE NOT s.is_enrolment END"""
+
+
+def read_probes(
+    connection: Connection, class_id: int, model: str, *, session_id: int | None = None, crop_id: int | None = None
+) -> list[Probe]:
+    """The crops without a student of the class, or of one session, or the one crop if it has none; by photo and id."""
+    with connection.cursor(row_factory=class_row(Probe)) as cursor:
+        return cursor.execute(
+            f"""SELECT f.id AS crop_id, i.id AS image_id, s.id AS session_id, u.crop_id IS NOT NULL AS taken_off
+            FROM face_crops f
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+            LEFT JOIN unassigned_crops u ON u.crop_id = f.id
+            WHERE {_IN_SCOPE}
+            AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id)
+            AND NOT EXISTS (
+                SELECT 1 FROM assignments a WHERE a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
+            )
+            ORDER BY i.id, f.id""",  # noqa: S608 - only a constant is put in
+            {"class": class_id, "model": model, "session": session_id, "crop": crop_id},
+        ).fetchall()
+
+
+def write_confirmed(
+    connection: Connection,
+    class_id: int,
+    model: str,
+    *,
+    session_id: int | None = None,
+    crop_id: int | None = None,
+    run_id: str | None = None,
+) -> set[int]:
+    """Give the crops that a person has confirmed their student in this lineage too; returns the sessions changed."""
+    rows = connection.execute(
+        f"""WITH written AS (
+            INSERT INTO assignments AS old
+                (crop_id, model, state, student_id, decided_by, cosine_similarity, similarity, run_id)
+            SELECT f.id, %(model)s, 'assigned', c.student_id, 'person', 1, 1, %(run)s
+            FROM confirmed_crops c
+            JOIN face_crops f ON f.id = c.crop_id
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+            WHERE {_IN_SCOPE}
+            ON CONFLICT (crop_id, model) DO UPDATE SET
+                state = 'assigned', student_id = excluded.student_id, decided_by = 'person', cosine_similarity = 1,
+                similarity = 1, runner_up_id = NULL, runner_up_cosine_similarity = NULL, run_id = excluded.run_id,
+                decided_at = now()
+            WHERE (old.student_id, old.decided_by) IS DISTINCT FROM (excluded.student_id, 'person')
+            RETURNING crop_id
+        )
+        SELECT DISTINCT i.session_id FROM written w JOIN face_crops f ON f.id = w.crop_id
+        JOIN images i ON i.id = f.image_id""",  # noqa: S608 - only a constant is put in
+        {"class": class_id, "model": model, "session": session_id, "crop": crop_id, "run": run_id},
+    )
+    return {session for (session,) in rows}
+
+
+def read_identities(connection: Connection, class_id: int, model: str) -> dict[int, int | None]:
+    """The student of each crop of the class's present photos, None where it has none."""
+    rows = connection.execute(
+        """SELECT f.id, coalesce(c.student_id, a.student_id)
+        FROM face_crops f
+        JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        JOIN sessions s ON s.id = i.session_id AND s.class_id = %s
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'""",
+        [class_id, model],
+    )
+    return dict(rows.fetchall())
+
+
+def students_in_photos(connection: Connection, model: str, image_ids: Collection[int]) -> dict[int, set[int]]:
+    """The students whom these photos show already, by photo."""
+    shown: dict[int, set[int]] = {}
+    for image_id, student_id in connection.execute(
+        """SELECT DISTINCT f.image_id, coalesce(c.student_id, a.student_id)
+        FROM face_crops f
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'
+        WHERE f.image_id = ANY(%s) AND coalesce(c.student_id, a.student_id) IS NOT NULL""",
+        [model, list(image_ids)],
+    ):
+        shown.setdefault(image_id, set()).add(student_id)
+    return shown
+
+
+def read_gallery(
+    connection: Connection, class_id: int, model: str, *, without_session: int | None = None
+) -> list[GalleryCrop]:
     """The class's identified crops: all confirmed ones, and usable assigned ones of the other sessions.
 
     A session's own automatic assignments are left out, so that a re-run decides anew instead of agreeing with itself.
@@ -48,7 +149,7 @@ def read_gallery(connection: Connection, class_id: int, model: str, *, without_s
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
             LEFT JOIN confirmed_crops c ON c.crop_id = f.id
             LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
-                AND f.usable AND s.id <> %(session)s
+                AND f.usable AND s.id IS DISTINCT FROM %(session)s::bigint
             JOIN students st ON st.id = coalesce(c.student_id, a.student_id)
             ORDER BY f.id""",
             {"class": class_id, "model": model, "session": without_session},
@@ -71,28 +172,35 @@ def write_assignments(connection: Connection, model: str, assignments: Iterable[
 
     Returns how many crops changed.
     """
-    changed = 0
-    with connection.cursor() as cursor:
-        for a in assignments:
-            cursor.execute(
-                """INSERT INTO assignments AS old (crop_id, model, state, student_id, decided_by, cosine_similarity,
-                    similarity, runner_up_id, runner_up_cosine_similarity, run_id)
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-                ON CONFLICT (crop_id, model) DO UPDATE SET
-                    state = excluded.state, student_id = excluded.student_id, decided_by = excluded.decided_by,
-                    cosine_similarity = excluded.cosine_similarity, similarity = excluded.similarity,
-                    runner_up_id = excluded.runner_up_id,
-                    runner_up_cosine_similarity = excluded.runner_up_cosine_similarity,
-                    run_id = excluded.run_id, decided_at = now()
-                WHERE (old.state, old.student_id, old.decided_by = 'person')
-                    IS DISTINCT FROM (excluded.state, excluded.student_id, excluded.decided_by = 'person')""",
-                [
-                    *(a.crop_id, model, a.state, a.student_id, a.decided_by, a.cosine_similarity),
-                    *(a.similarity, a.runner_up_id, a.runner_up_cosine_similarity, run_id),
-                ],
-            )
-            changed += cursor.rowcount
-    return changed
+    columns = list(
+        zip(
+            *(
+                (
+                    *(a.crop_id, a.state, a.student_id, a.decided_by, a.cosine_similarity),
+                    *(a.similarity, a.runner_up_id, a.runner_up_cosine_similarity),
+                )
+                for a in assignments
+            ),
+            strict=True,
+        )
+    )
+    if not columns:
+        return 0
+    return connection.execute(
+        """INSERT INTO assignments AS old (crop_id, state, student_id, decided_by, cosine_similarity,
+            similarity, runner_up_id, runner_up_cosine_similarity, model, run_id)
+        SELECT new.*, %s, %s FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::real[], %s::real[],
+            %s::bigint[], %s::real[]) AS new
+        ON CONFLICT (crop_id, model) DO UPDATE SET
+            state = excluded.state, student_id = excluded.student_id, decided_by = excluded.decided_by,
+            cosine_similarity = excluded.cosine_similarity, similarity = excluded.similarity,
+            runner_up_id = excluded.runner_up_id,
+            runner_up_cosine_similarity = excluded.runner_up_cosine_similarity,
+            run_id = excluded.run_id, decided_at = now()
+        WHERE (old.state, old.student_id, old.decided_by = 'person')
+            IS DISTINCT FROM (excluded.state, excluded.student_id, excluded.decided_by = 'person')""",
+        [model, run_id, *map(list, columns)],
+    ).rowcount
 
 
 def forget_assignments(connection: Connection, model: str, session_id: int, kept: Sequence[int]) -> int:
@@ -102,32 +210,3 @@ def forget_assignments(connection: Connection, model: str, session_id: int, kept
         WHERE f.id = a.crop_id AND i.id = f.image_id AND i.session_id = %s AND a.model = %s AND NOT a.crop_id = ANY(%s)""",
         [session_id, model, list(kept)],
     ).rowcount
-
-
-def read_clusters(connection: Connection, session_id: int, model: str) -> dict[int, int]:
-    """The session's clusters as crop id -> label; noise is in no cluster."""
-    rows = connection.execute(
-        """SELECT m.crop_id, c.label FROM clusters c JOIN cluster_members m ON m.cluster_id = c.id
-        WHERE c.session_id = %s AND c.model = %s""",
-        [session_id, model],
-    )
-    return dict(rows.fetchall())
-
-
-def write_clusters(connection: Connection, session_id: int, model: str, labels: Mapping[int, int]) -> bool:
-    """Make these (crop id -> label) the session's clusters; returns False where they were so already."""
-    connection.execute("SELECT 1 FROM sessions WHERE id = %s FOR UPDATE", [session_id])
-    if read_clusters(connection, session_id, model) == dict(labels):
-        return False
-    connection.execute("DELETE FROM clusters WHERE session_id = %s AND model = %s", [session_id, model])
-    connection.execute(
-        """WITH given AS (SELECT * FROM unnest(%(crops)s::bigint[], %(labels)s::int[]) AS g (crop_id, label)),
-        made AS (
-            INSERT INTO clusters (class_id, session_id, model, label)
-            SELECT DISTINCT s.class_id, s.id, %(model)s, label FROM given, sessions s WHERE s.id = %(session)s
-            RETURNING id, label
-        )
-        INSERT INTO cluster_members (cluster_id, crop_id) SELECT made.id, given.crop_id FROM given JOIN made USING (label)""",
-        {"crops": list(labels), "labels": list(labels.values()), "session": session_id, "model": model},
-    )
-    return True

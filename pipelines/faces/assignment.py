@@ -70,27 +70,25 @@ def knn_votes(
     if not len(gallery_students):
         return [[] for _ in similarity]
     by_student = np.argsort(gallery_students, kind="stable")
-    students, starts, sizes = np.unique(
-        np.asarray(gallery_students)[by_student], return_index=True, return_counts=True
-    )
-    similarity = np.take(similarity, by_student, axis=1)
+    students, starts, sizes = np.unique(np.asarray(gallery_students)[by_student], return_index=True, return_counts=True)
+    if (np.diff(gallery_students) < 0).any():  # copying ten million numbers takes longer than the whole vote
+        similarity = np.take(similarity, by_student, axis=1)
     best = np.maximum.reduceat(similarity, starts, axis=1)
-    competing = (best >= threshold) & (best > -np.inf)
+    # The lowest finite number at least, so that -inf never reaches it.
+    floor = np.full((len(best), 1), max(threshold, np.finfo(similarity.dtype).min), similarity.dtype)
     if voting == "equal_ballots":
         if similarity.min(initial=0) == -np.inf:
             sizes = np.add.reduceat(similarity > -np.inf, starts, axis=1, dtype=np.int64)
-        ballots = np.where(competing, np.minimum(sizes, k), k).min(axis=1)
+        ballots = np.min(np.broadcast_to(sizes, best.shape), axis=1, where=best >= floor, initial=k)
     else:
         ballots = np.full(len(similarity), k if voting == "majority" else 1)
 
-    # Only the k nearest students can get a vote, since their nearest crops alone fill the k places.
-    places = min(k, len(students))
-    competing &= best >= np.partition(best, -places, axis=1)[:, -places, None]
-    faces, columns = np.nonzero(competing)
+    # No vote lies below the nearest crop of the k-th student: the nearest crops of k students alone fill the k places.
+    if len(students) > k:
+        floor = np.maximum(floor, np.partition(best, -k, axis=1)[:, -k, None])
+    faces, columns = np.nonzero(best >= floor)
     crops = _nearest_crops(similarity, np.append(starts, len(by_student)), faces, columns, ballots.max(initial=1))
-    pairs, ranks = np.nonzero(
-        (crops >= threshold) & (crops > -np.inf) & (np.arange(crops.shape[1]) < ballots[faces, None])
-    )
+    pairs, ranks = np.nonzero((crops >= floor[faces]) & (np.arange(crops.shape[1]) < ballots[faces, None]))
     faces, columns, values = faces[pairs], columns[pairs], crops[pairs, ranks]
     nearest_first = np.lexsort((columns, -values, faces))
     faces, columns, values = faces[nearest_first], columns[nearest_first], values[nearest_first]
@@ -101,11 +99,10 @@ def knn_votes(
         votes[face].setdefault(student, []).append(value)
 
     best[faces, columns] = -np.inf
-    without_vote = best.argmax(axis=1)
+    others = best.argmax(axis=1)
+    others_best = best[np.arange(len(best)), others]
     result = []
-    for of_face, student, value in zip(
-        votes, students[without_vote].tolist(), best.max(axis=1).tolist(), strict=True
-    ):
+    for of_face, student, value in zip(votes, students[others].tolist(), others_best.tolist(), strict=True):
         candidates = [Candidate(s, len(v), sum(v) / len(v), v[0]) for s, v in of_face.items()]
         candidates.sort(key=lambda c: (-c.votes, -c.similarity, c.student))
         if value > -np.inf:

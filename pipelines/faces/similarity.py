@@ -1,13 +1,15 @@
 """Cosine similarity of face embeddings, and the scale on which people see it."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # How far a stored vector's norm may be from 1; float32 rounding stays far below.
 NORM_TOLERANCE = 1e-3
+# How far rounding takes the sum of squares of a normalised float32 vector from 1.
+UNIT_ROUNDING = 2e-6
 
 
 def l2_normalise(vectors: ArrayLike) -> NDArray[np.float32]:
@@ -45,7 +47,20 @@ def cosine_similarity_matrix(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.flo
     a: (n, d); b: (m, d); they need not be normalised. Returns (n, m) float32 in [-1, 1]. Cosine distance is
     1 minus it. Raises ValueError when a vector is zero or not finite.
     """
-    return np.clip(l2_normalise(a) @ l2_normalise(b).T, -1, 1)
+    product = _unit_rows(a) @ _unit_rows(b).T
+    return np.clip(product, -1, 1, out=product)
+
+
+def _unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """The normalised rows; those that are so already are not computed again, which took longer than the product."""
+    values = np.asarray(vectors)
+    if values.dtype != np.float32:
+        return l2_normalise(values)
+    others = ~(np.abs(np.einsum("ij,ij->i", values, values) - 1) <= UNIT_ROUNDING)
+    if others.any():
+        values = values.copy()
+        values[others] = l2_normalise(values[others])
+    return values
 
 
 def calibrated_similarity(cosine_distance: ArrayLike, threshold: float, slope: float | None = None) -> Any:
@@ -72,6 +87,25 @@ def cosine_distance_from_calibrated(similarity: ArrayLike, threshold: float, slo
     if not ((values > 0) & (values < 1)).all():
         raise ValueError("A similarity must lie between 0 and 1, both excluded.")
     return threshold - logit(values) / _slope(threshold, slope)
+
+
+def distance_for(similarity: float, scale: Literal["calibrated", "cosine"], threshold: float) -> float:
+    """The cosine distance, at most 2, up to which two faces have at least this similarity.
+
+    similarity: in [0, 1] on the calibrated scale, in [-1, 1] as a cosine; ValueError outside. threshold: the model's
+    verification threshold, a cosine distance above 0, which the cosine scale does not need. On the calibrated scale 0
+    is met at every distance (2), and what not even distance 0 meets gives a negative distance: above 0.99, and 1, which
+    the scale never reaches, -inf.
+    """
+    lowest = 0 if scale == "calibrated" else -1
+    if not lowest <= similarity <= 1:
+        raise ValueError(f"A {scale} similarity must lie between {lowest} and 1, not at {similarity}.")
+    if scale == "cosine":
+        return 1 - similarity
+    if similarity in {0, 1}:
+        return 2.0 if similarity == 0 else -math.inf
+    # A similarity near 0 gives more than 2, the greatest distance there is.
+    return min(2.0, float(cosine_distance_from_calibrated(similarity, threshold)))
 
 
 def _slope(threshold: float, slope: float | None) -> float:

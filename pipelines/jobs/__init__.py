@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipelines.assets import PHOTO_ASSETS
-from pipelines.assets.common import MODEL_TAG, model_asset
+from pipelines.assets.common import model_asset
+from pipelines.partitions import MODEL_TAG
 from pipelines.resources.embedding.registry import REGISTRY, ModelSpec
 
 if TYPE_CHECKING:

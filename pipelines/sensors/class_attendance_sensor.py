@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from pipelines.partitions import BadNameError, classes, parse_session_key
+from pipelines.partitions import CLASS_TAG, MODEL_TAG, BadNameError, classes, parse_session_key
 from pipelines.sensors.session_images_sensor import MINIMUM_INTERVAL_SECONDS, Job, default_status
 
 EVENTS_PER_TICK = 500
@@ -33,7 +33,7 @@ def build_class_attendance_sensor(jobs: Mapping[str, Job]) -> dg.SensorDefinitio
                     run_key=f"{class_name}:{storage_id}:{model}",
                     job_name=job.name,
                     partition_key=class_name,
-                    tags={"attendansee/class": class_name, "attendansee/model": model},
+                    tags={CLASS_TAG: class_name, MODEL_TAG: model},
                 )
                 for class_name, storage_id in sorted(newest.items())
             ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import dagster as dg
 
 from pipelines.errors import ModelError, PhotoStoreError
-from pipelines.partitions import ENROL, SessionKey, classes, sessions
+from pipelines.partitions import CLASS_TAG, ENROL, MODEL_TAG, SessionKey, classes, sessions
 from pipelines.resources.photo_store import Listing, PhotoStore
 from pipelines.sensors import scan
 from pipelines.settings import get_settings
@@ -112,9 +112,9 @@ def _run_request(request: scan.SessionRequest, model: str, jobs: Mapping[str, Jo
         job_name=jobs[model].name,
         partition_key=str(key),
         tags={
-            "attendansee/class": key.class_name,
+            CLASS_TAG: key.class_name,
             "attendansee/session": key.session_name,
-            "attendansee/model": model,
+            MODEL_TAG: model,
         },
     )
 

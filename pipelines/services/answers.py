@@ -10,6 +10,14 @@ EmbeddingStatus = Literal["success", "skipped", "error"]
 BatchStatus = Literal["success", "partial", "error"]
 AssignmentStatus = Literal["assigned", "no_match", "needs_review", "already_assigned", "error"]
 
+
+def batch_status(errors: int, total: int) -> BatchStatus:
+    """`error` where nothing worked, `partial` where something failed, else `success`."""
+    if not errors:
+        return "success"
+    return "error" if errors == total else "partial"
+
+
 _SIMILARITY = "On the calibrated scale: 0.5 is the model's own verification threshold."
 
 
@@ -52,6 +60,7 @@ class ClusteringAnswer(BaseModel):
     crops_assigned: int
     cluster_sizes: dict[str, int] = Field(description="Crops of each cluster, by its label.")
     max_clusters_reached: bool = Field(description="max_clusters forced people together who are not alike enough.")
+    errors: int = Field(description="Crops that could not be embedded and stayed out.")
 
 
 class SessionClusteringAnswer(ClusteringAnswer):
@@ -98,14 +107,13 @@ class AssignmentAnswer(BaseModel):
 
 
 class BatchAssignmentAnswer(BaseModel):
-    """Who the crops of a session or class show."""
+    """Who the crops of a session or class show that had no student before."""
 
     status: BatchStatus
     total_crops: int
     assigned: int
     no_match: int
     needs_review: int
-    already_assigned: int
     errors: int
     parameters: AssignmentParameters
     results: list[AssignmentAnswer]
@@ -121,3 +129,20 @@ class ClassAssignmentAnswer(BatchAssignmentAnswer):
     """Who the crops of a class show."""
 
     class_id: int
+
+
+class SimilarCrop(BaseModel):
+    """A crop without a student near the one in question."""
+
+    crop_id: int
+    similarity: float = Field(ge=0, le=1, description=_SIMILARITY)
+    cosine_similarity: float = Field(ge=-1, le=1)
+
+
+class SimilarCropsAnswer(BaseModel):
+    """The crops of a class that are most like one crop, the likest first."""
+
+    crop_id: int
+    embedding_model: str
+    identified: list[Neighbour]
+    unidentified: list[SimilarCrop]

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+
+from psycopg import Connection
 
 from pipelines.database import attendance, catalog
 from pipelines.database.attendance import FaceCounts
@@ -75,6 +78,21 @@ class Register:
         )
 
 
+def refresh_attendance(connection: Connection, class_id: int, session_ids: Iterable[int], model: str) -> None:
+    """Derive the sessions' attendance from their assignments, in the transaction that has changed these."""
+    withdrawn = catalog.withdrawn_student_ids(connection, class_id)
+    for session_id in sorted(session_ids):
+        if not catalog.session_by_id(connection, session_id).is_enrolment:
+            attendance.register_session(connection, session_id, model, withdrawn)
+    catalog.adopt_model(connection, catalog.class_by_id(connection, class_id), model)
+
+
+def refresh_every_lineage(connection: Connection, class_id: int, session_ids: Iterable[int]) -> None:
+    """Derive the attendance anew that any model's lineage has of these sessions of the class."""
+    for model, registered in attendance.registered_sessions(connection, list(session_ids)).items():
+        refresh_attendance(connection, class_id, registered, model)
+
+
 @dataclass(frozen=True)
 class AttendanceService:
     """Registers and reads attendance in one model's lineage."""
@@ -87,9 +105,9 @@ class AttendanceService:
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             if not session.is_enrolment:
-                withdrawn = catalog.withdrawn_student_ids(connection, session.class_id)
-                attendance.register_session(connection, session.id, self.model_name, withdrawn)
-                catalog.adopt_model(connection, key.class_name, self.model_name)
+                # Else a decision made meanwhile would be overwritten with what was derived before it.
+                catalog.lock_class(connection, session.class_id)
+                refresh_attendance(connection, session.class_id, [session.id], self.model_name)
             return attendance.count_faces(connection, session.id, self.model_name)
 
     def register(self, class_name: str) -> Register:

@@ -57,7 +57,7 @@ class DetectionService:
         face, confirmed as the student the photo is named after.
         """
         report = DetectionReport()
-        store = registered_store(self.database, self.store, key)
+        store = registered_store(self.database, self.store, key.class_name)
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             images = catalog.session_images(connection, session.id)

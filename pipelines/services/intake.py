@@ -30,7 +30,7 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
     A renamed copy is the same photo; a photo that is gone is marked removed and its faces no longer count; a photo
     that cannot be read is kept with its reason. Raises PhotoStoreError where the root cannot be listed.
     """
-    store = store_of(database, store, key)
+    store = store_of(database, store, key.class_name)
     files = list(store.list_photos(key.class_name, key.session_name))
     held_on = None if key.is_enrolment else store.session_date(key.class_name, key.session_name)
     with database.connection() as connection:
@@ -60,7 +60,12 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
             _register(database, session.id, sha256, file.path, data, settings)
             new += sha256 not in known
         with database.connection() as connection:
-            student = catalog.ensure_named_student(connection, session.class_id, file.student) if file.student else None
+            student = None
+            if file.student:
+                catalog.lock_class(connection, session.class_id)
+                student = catalog.portrayed_student(
+                    connection, session.class_id, session.id, sha256, file.path, file.student
+                )
             catalog.place_image(connection, session.id, sha256, file.path, student)
 
     with database.connection() as connection:
@@ -102,7 +107,7 @@ def _register(database: Database, session_id: int, sha256: str, path: str, data:
 
 def unregistered_photos(database: Database, store: PhotoStore, key: SessionKey) -> list[str]:
     """Paths in the photo root that are neither registered nor refused with a reason (nor a copy of one that is)."""
-    store = store_of(database, store, key)
+    store = store_of(database, store, key.class_name)
     with database.connection() as connection:
         session = catalog.find_session(connection, key)
         known = catalog.known_hashes(connection, session.id)

@@ -1,10 +1,11 @@
 """The parameters of the operations on face crops: one class each for jobs, command line, HTTP and Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import dagster as dg
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipelines.errors import ParameterError
 from pipelines.resources.embedding.registry import REGISTRY
@@ -97,17 +98,23 @@ def checked(kind: type[P], **values: Any) -> P:
 
 def explain(kind: type[Parameters], error: ValidationError) -> list[str]:
     """One sentence for each wrong parameter: its name, what is wrong, and the range where it has one."""
-    return [_sentence(kind, problem["loc"], problem["msg"]) for problem in error.errors()]
+    return [
+        problem_sentence(f"The parameter {'.'.join(map(str, place))}", kind.model_fields.get(str(place[0])), problem)
+        for problem in error.errors()
+        for place in [problem["loc"]]
+    ]
 
 
-def _sentence(kind: type[Parameters], place: Sequence[str | int], reason: str) -> str:
-    name = ".".join(map(str, place))
-    field = kind.model_fields.get(str(place[0])) if place else None
-    bounds = {key: value for item in field.metadata for key, value in vars_of(item).items()} if field else {}
-    allowed = f" (allowed: {bounds['ge']} to {bounds['le']})" if {"ge", "le"} <= bounds.keys() else ""
-    return f"The parameter {name} cannot be used: {reason}{allowed}."
-
-
-def vars_of(item: Any) -> dict[str, Any]:
-    """The bounds that one piece of pydantic's field metadata states."""
-    return {name: value for name in ("ge", "le") if (value := getattr(item, name, None)) is not None}
+def problem_sentence(name: str, field: FieldInfo | None, problem: Mapping[str, Any]) -> str:
+    """One of pydantic's findings about `field` in words; the value that was given is left out."""
+    # dg.Config makes None of a field that is not given.
+    missing = problem.get("input") is None and field is not None and field.is_required()
+    reason = "it is missing" if missing else problem["msg"]
+    bounds = {
+        end: value
+        for item in (field.metadata if field else [])
+        for end in ("ge", "le")
+        if (value := getattr(item, end, None)) is not None
+    }
+    allowed = f" (allowed: {bounds['ge']} to {bounds['le']})" if len(bounds) == 2 else ""
+    return f"{name} cannot be used: {reason}{allowed}."

@@ -3,13 +3,15 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import dagster as dg
 import numpy as np
 from psycopg import Connection
 from pydantic import Field
 
-from pipelines.database import catalog, crops, identities
+from pipelines.database import catalog, clusters, crops, decisions, identities, students
+from pipelines.database.clusters import Scope
 from pipelines.database.identities import Assignment, GalleryCrop
 from pipelines.faces.assignment import assign_one_to_one, knn_votes
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix
@@ -73,7 +75,8 @@ class SessionAssignmentService:
                 run.match_gallery(lambda crop: crop.provisional)
                 run.join_clusters()
             created = 0
-            groups = run.unknown_people()
+            # A portrait that a person has taken a student off is no new person.
+            groups = [] if session.is_enrolment else run.unknown_people()
             owners = run.prior_owners(groups)
             for members, owner in zip(groups, owners, strict=True):
                 created += owner is None
@@ -116,8 +119,17 @@ class _SessionRun:
         self.index = {crop_id: i for i, crop_id in enumerate(ids)}
         self.photo = {crop_id: row.image_id for crop_id, row in rows.items()}
         self.usable = {crop_id for crop_id, row in rows.items() if row.usable}
-        self.clusters = identities.read_clusters(connection, session_id, spec.name)
-        self.prior = identities.read_prior_students(connection, spec.name, ids)
+        self.clusters = clusters.read_clusters(connection, Scope(class_id, session_id), spec.name)
+        self.rejected: dict[int, set[int]] = defaultdict(set)
+        for crop_id, student_id in decisions.read_rejected(connection, list(rows)):
+            self.rejected[crop_id].add(student_id)
+        self.merged_together = students.read_merge_targets(connection, class_id)
+        # Where a photo shows both of two students who were merged, one face of it is in doubt, and still theirs.
+        prior = decisions.read_doubted(connection, spec.name, ids, self.merged_together)
+        prior |= identities.read_prior_students(connection, spec.name, ids)
+        self.prior = {
+            crop_id: student_id for crop_id, student_id in prior.items() if student_id not in self.rejected[crop_id]
+        }
 
         gallery = {
             g.crop_id: g for g in identities.read_gallery(connection, class_id, spec.name, without_session=session_id)
@@ -126,30 +138,36 @@ class _SessionRun:
             connection, spec.name, version, gallery, spec.dimension
         )
         self.gallery: list[GalleryCrop] = [gallery[crop_id] for crop_id in gallery_ids]
-        self.provisional_students = catalog.provisional_student_ids(connection, class_id)
+        self.portrayed = decisions.read_portrayed(connection, class_id)
 
         self.decided: dict[int, Assignment] = {
             g.crop_id: Assignment(g.crop_id, "assigned", g.student_id, "person", 1.0, 1.0)
             for g in gallery.values()
             if g.confirmed and g.crop_id in rows
         }
+        for crop_id in decisions.read_unassigned(connection, list(rows)):
+            self.decided[crop_id] = Assignment(crop_id, "no_match", None, "person")
         # A crop without a vector stays out of every decision; the embedding check has said so already.
         for crop_id in ids:
             self.decided.setdefault(crop_id, Assignment(crop_id, "no_match", None, "knn"))
 
     def match_gallery(self, wanted: Callable[[GalleryCrop], bool]) -> None:
         """Match the crops that have no student yet with a part of the gallery."""
-        probes = [crop_id for crop_id, a in self.decided.items() if a.state == "no_match"]
+        probes = [crop_id for crop_id in self.decided if self.is_open(crop_id)]
         part = [i for i, g in enumerate(self.gallery) if wanted(g)]
         if not probes or not part:
             return
         similarity = cosine_similarity_matrix(
             self.vectors[[self.index[crop_id] for crop_id in probes]], self.gallery_vectors[part]
         )
-        students = np.array([self.gallery[i].student_id for i in part])
+        gallery_students = np.array([self.gallery[i].student_id for i in part])
+        for row, crop_id in enumerate(probes):
+            if self.rejected[crop_id]:
+                similarity[row, np.isin(gallery_students, list(self.rejected[crop_id]))] = -np.inf
         photos = [self.photo[crop_id] for crop_id in probes]
         taken = {photo: self.students_in_photo(photo) for photo in set(photos)}
-        votes = knn_votes(similarity, students, self.k, self.threshold, self.use_voting)
+        voting: Literal["equal_ballots", "best"] = "equal_ballots" if self.use_voting else "best"
+        votes = knn_votes(similarity, gallery_students, self.k, self.threshold, voting)
         for crop_id, decision in zip(probes, assign_one_to_one(votes, photos, self.margin, taken), strict=True):
             self.decided[crop_id] = Assignment(
                 crop_id,
@@ -166,35 +184,50 @@ class _SessionRun:
         """A face that matched nobody but is clustered mostly with one student's faces is that student, seen less clearly."""
         members: dict[int, list[int]] = defaultdict(list)
         for crop_id, label in self.clusters.items():
-            if crop_id in self.decided:
+            if crop_id in self.decided and (self.is_open(crop_id) or self.decided[crop_id].student_id is not None):
                 members[label].append(crop_id)
         for crop_ids in members.values():
             known = [c for c in crop_ids if self.decided[c].state == "assigned"]
-            students = {self.decided[c].student_id for c in known}
+            owners = {self.decided[c].student_id for c in known}
             # One stray match must not turn a guest's whole cluster into a student.
-            if len(students) != 1 or 2 * len(known) < len(crop_ids):
+            if len(owners) != 1 or 2 * len(known) < len(crop_ids):
                 continue
-            (student_id,) = students
+            (student_id,) = owners
             for crop_id in crop_ids:
-                if self.decided[crop_id].state == "no_match" and student_id not in self.students_in_photo(
-                    self.photo[crop_id]
-                ):
+                taken = self.students_in_photo(self.photo[crop_id]) | self.rejected[crop_id]
+                if self.is_open(crop_id) and student_id not in taken:
                     self.decided[crop_id] = self.by_cluster(crop_id, student_id, known)
 
     def unknown_people(self) -> list[list[int]]:
-        """The crops still without a student, grouped by cluster; lone noise and unusable crops stay nobody."""
+        """The crops still without a student, grouped by cluster; lone noise and unusable crops stay nobody.
+
+        A crop of which a person has said that it is not the student whose crops the cluster had is a group without them.
+        """
         groups: dict[int, list[int]] = defaultdict(list)
         for crop_id, label in self.clusters.items():
-            if crop_id in self.usable and crop_id in self.decided and self.decided[crop_id].state == "no_match":
+            if crop_id in self.usable and crop_id in self.decided and self.is_open(crop_id):
                 groups[label].append(crop_id)
-        return [sorted(groups[label]) for label in sorted(groups)]
+        return [part for label in sorted(groups) for part in self.without_rejected(sorted(groups[label]))]
+
+    def without_rejected(self, members: list[int]) -> list[list[int]]:
+        """Split a group until nobody in a part was said not to be whom most of the part were before."""
+        before = Counter(self.prior[c] for c in members if c in self.prior).most_common(1)
+        others = [c for c in members if before and before[0][0] in self.rejected[c]]
+        if not others:
+            return [members]
+        return [[c for c in members if c not in others], *self.without_rejected(others)]
+
+    def is_open(self, crop_id: int) -> bool:
+        """Whether the crop has no student and no person wants it so."""
+        return self.decided[crop_id].state == "no_match" and self.decided[crop_id].decided_by != "person"
 
     def prior_owners(self, groups: list[list[int]]) -> list[int | None]:
         """Who the crops of each group were before, in this lineage or, where the model is new, in another.
 
-        A student owns at most one group, the one with most of their crops, so that people who were merged by mistake
-        come apart; more than half of the group must have been theirs. A named student with a gallery was asked already
-        and did not match.
+        A student owns at most one group, the one with most of their crops, so that people whom the clustering took for
+        one by mistake come apart; more than half of the group must have been theirs. A student with a portrait was asked
+        already and did not match. Neither holds for a student of whom a person has said that two students are one: their
+        faces differ so much that nothing else keeps them together.
         """
         with_gallery = {g.student_id for g in self.gallery}
         owners: list[int | None] = [None] * len(groups)
@@ -206,8 +239,8 @@ class _SessionRun:
         ]
         for _, index, student_id in sorted(claims, key=lambda claim: (-claim[0], claim[1])):
             in_photos = set().union(*(self.students_in_photo(self.photo[c]) for c in groups[index]))
-            asked_already = student_id in with_gallery and student_id not in self.provisional_students
-            if not asked_already and student_id not in {*owners, *in_photos}:
+            asked_already = student_id in with_gallery & self.portrayed
+            if student_id in self.merged_together or (not asked_already and student_id not in {*owners, *in_photos}):
                 owners[index] = student_id
         return owners
 

@@ -7,7 +7,8 @@ import dagster as dg
 import numpy as np
 from pydantic import Field
 
-from pipelines.database import catalog, crops, identities
+from pipelines.database import catalog, clusters, crops
+from pipelines.database.clusters import Scope
 from pipelines.faces.clustering import agglomerative_clusters, dbscan_clusters
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
@@ -68,7 +69,7 @@ class SessionClusteringService:
             clustering = agglomerative_clusters(vectors, threshold, photos, max_clusters=config.max_clusters)
         labels = {crop_id: int(label) for crop_id, label in zip(ids, clustering.labels, strict=True) if label >= 0}
         with self.database.connection() as connection:
-            changed = identities.write_clusters(connection, session.id, spec.name, labels)
+            changed = clusters.write_clusters(connection, Scope(session.class_id, session.id), spec.name, labels)
         sizes = np.bincount(list(labels.values())) if labels else np.zeros(0, dtype=int)
         return ClusteringReport(
             crops=len(ids),

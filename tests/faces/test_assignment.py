@@ -1,3 +1,6 @@
+from collections import Counter
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,11 +9,28 @@ from hypothesis import strategies as st
 from pipelines.faces.assignment import Candidate, assign_one_to_one, knn_votes
 
 ANNA, BEN, CLEO = 1, 2, 3
+VOTING = get_args(get_type_hints(knn_votes)["voting"])
 
 
 def votes(row: list[float], students: list[int], **kwargs) -> list[Candidate]:
-    options = {"k": 5, "threshold": 0.9, "use_voting": True} | kwargs
+    options = {"k": 5, "threshold": 0.9} | kwargs
     return knn_votes(np.array([row], np.float32), np.array(students), **options)[0]
+
+
+def votes_one_by_one(row: list[float], students: list[int], k: int, threshold: float, voting: str) -> list[Candidate]:
+    """The documented rules crop by crop, without numpy."""
+    gallery = sorted((-value, student) for value, student in zip(row, students, strict=True) if value > -np.inf)
+    sizes = Counter(student for _, student in gallery)
+    competing = [(student, -minus) for minus, student in gallery if -minus >= threshold]
+    smallest = min((sizes[student] for student, _ in competing), default=1)
+    ballot = {"majority": k, "equal_ballots": smallest, "best": 1}[voting]
+    cast: dict[int, list[float]] = {}
+    for student, value in competing:
+        if sum(map(len, cast.values())) < k and len(cast.get(student, [])) < ballot:
+            cast.setdefault(student, []).append(value)
+    found = [Candidate(student, len(v), sum(v) / len(v), v[0]) for student, v in cast.items()]
+    found.sort(key=lambda c: (-c.votes, -c.similarity, c.student))
+    return found + [Candidate(s, 0, -minus, -minus) for minus, s in gallery if s not in cast][:1]
 
 
 def decide(rows: list[list[float]], students: list[int], photos: list[int], margin: float = 0.0, **kwargs):
@@ -38,6 +58,29 @@ class TestKnnVotes:
         assert first.student == ANNA
         assert second.student == BEN
 
+    def test_in_a_plain_majority_twenty_crops_do(self):
+        first, second = votes([0.95] * 20 + [0.97], [ANNA] * 20 + [BEN], voting="majority")
+        assert (first.student, first.votes, first.best_similarity) == (ANNA, 4, pytest.approx(0.95))
+        assert (second.student, second.votes) == (BEN, 1)
+
+    def test_a_plain_majority_counts_only_the_k_nearest(self):
+        """Ben has more crops above the threshold, Anna more of the three nearest."""
+        row, students = [0.97, 0.95, 0.96, 0.94, 0.93], [ANNA] * 2 + [BEN] * 3
+        assert votes(row, students, voting="majority", k=3)[0][:2] == (ANNA, 2)
+        assert votes(row, students, voting="majority", k=5)[0][:2] == (BEN, 3)
+
+    @pytest.mark.parametrize("threshold", [0.9, -1, -np.inf])
+    @pytest.mark.parametrize("voting", VOTING)
+    def test_a_student_whom_a_person_ruled_out_is_nowhere(self, voting, threshold):
+        """Anna is near, but it is not Anna: neither vote nor runner-up, and her one portrait limits nobody's ballot."""
+        row, students = [-np.inf, 0.95, 0.94, 0.93, 0.92], [ANNA, BEN, BEN, BEN, CLEO]
+        assert votes(row, students, voting=voting, threshold=threshold) == votes(
+            row[1:], students[1:], voting=voting, threshold=threshold
+        )
+        (only,) = votes([-np.inf, 0.95], [ANNA, BEN], voting=voting, threshold=threshold)
+        assert (only.student, only.votes) == (BEN, 1)
+        assert votes([-np.inf, -np.inf], [ANNA, BEN], voting=voting, threshold=threshold) == []
+
     def test_a_portrait_that_does_not_compete_leaves_the_majority_alone(self):
         """With one ballot each Ben's 0.96 would win."""
         row, students = [0.95, 0.95, 0.95, 0.96, 0.91, 0.3], [ANNA] * 3 + [BEN] * 2 + [CLEO]
@@ -54,10 +97,10 @@ class TestKnnVotes:
     def test_nobody_near_enough(self):
         assert votes([0.2, 0.6], [ANNA, BEN]) == [Candidate(BEN, 0, pytest.approx(0.6), pytest.approx(0.6))]
 
-    def test_without_voting_the_best_match_wins(self):
+    def test_the_best_match_wins_where_everybody_has_one_vote(self):
         row, students = [0.95, 0.95, 0.95, 0.96, 0.91, 0.91], [ANNA] * 3 + [BEN] * 3
         assert votes(row, students)[0].student == ANNA
-        first = votes(row, students, use_voting=False)[0]
+        first = votes(row, students, voting="best")[0]
         assert (first.student, first.votes, first.similarity) == (BEN, 1, first.best_similarity)
 
     def test_ties_go_to_the_higher_mean_then_to_the_lower_id(self):
@@ -67,32 +110,36 @@ class TestKnnVotes:
     def test_an_empty_gallery(self):
         assert knn_votes(np.zeros((2, 0)), np.zeros(0, int), 5, 0.9) == [[], []]
 
-    @settings(deadline=None)
-    @given(
-        similarity=st.lists(st.lists(st.integers(80, 100), min_size=7, max_size=7), min_size=1, max_size=5),
-        students=st.lists(st.integers(1, 4), min_size=7, max_size=7),
-        k=st.integers(1, 6),
-        use_voting=st.booleans(),
-        random=st.randoms(use_true_random=False),
-    )
-    def test_independent_of_order_and_true_to_its_rules(self, similarity, students, k, use_voting, random):
-        matrix, gallery = np.array(similarity) / 100, np.array(students)
-        result = knn_votes(matrix, gallery, k, 0.9, use_voting)
-        rows = random.sample(range(len(matrix)), len(matrix))
-        columns = random.sample(range(7), 7)
-        shuffled = knn_votes(matrix[np.ix_(rows, columns)], gallery[columns], k, 0.9, use_voting)
+    @pytest.mark.parametrize("voting", VOTING)
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @settings(max_examples=300, deadline=None)
+    @given(data=st.data())
+    def test_agrees_with_the_rules_taken_crop_by_crop_in_any_order(self, voting, dtype, data):
+        """Few distinct values, so that most places and most elections are tied."""
+        crops = data.draw(st.integers(1, 14))
+        value = st.sampled_from([-np.inf, -1.0, 0.3, 0.875, 0.89, 0.9, 0.91, 0.97])
+        matrix = data.draw(st.lists(st.lists(value, min_size=crops, max_size=crops), max_size=4))
+        matrix = np.array(matrix, dtype).reshape(-1, crops)
+        gallery = np.array(data.draw(st.lists(st.integers(1, 6), min_size=crops, max_size=crops)))
+        k = data.draw(st.integers(1, 8))
+        threshold = data.draw(st.sampled_from([-np.inf, -1, 0.875, 1]))
+        result = knn_votes(matrix, gallery, k, threshold, voting)
+        assert result == [votes_one_by_one(row, gallery.tolist(), k, threshold, voting) for row in matrix.tolist()]
+
+        rows = data.draw(st.permutations(range(len(matrix))))
+        columns = data.draw(st.permutations(range(crops)))
+        shuffled = knn_votes(matrix[np.ix_(rows, columns)], gallery[columns], k, threshold, voting)
         assert shuffled == [result[row] for row in rows]
-        for row, candidates in zip(matrix, result, strict=True):
-            voted = [c for c in candidates if c.votes]
-            assert sum(c.votes for c in voted) <= k
-            assert bool(voted) == bool((row >= 0.9).any())
-            for c in candidates:
-                assert c.best_similarity == row[gallery == c.student].max()
-            # Together the list holds the best similarity of all but one of the students, whoever that is.
-            for c in voted:
-                rest = row[gallery != c.student]
-                listed = [o.best_similarity for o in candidates if o.student != c.student]
-                assert max(listed, default=None) == max(rest.tolist(), default=None)
+
+    @pytest.mark.parametrize("voting", VOTING)
+    @pytest.mark.parametrize("students", [3, 40, 2000])
+    @pytest.mark.parametrize("threshold", [-1, 0.25, 0.999])
+    def test_agrees_with_the_rules_on_a_large_gallery(self, voting, students, threshold):
+        random = np.random.default_rng(students)
+        matrix, gallery = random.random((20, 2000), np.float32), random.integers(0, students, 2000)
+        matrix[random.random(matrix.shape) < 0.05] = -np.inf
+        expected = [votes_one_by_one(row, gallery.tolist(), 20, threshold, voting) for row in matrix.tolist()]
+        assert knn_votes(matrix, gallery, 20, threshold, voting) == expected
 
 
 class TestAssignOneToOne:
@@ -150,6 +197,14 @@ class TestAssignOneToOne:
 
     def test_identical_faces_of_one_photo(self):
         assert [d.state for d in decide([[0.98], [0.98]], [ANNA], [7, 7])] == ["assigned", "needs_review"]
+
+    def test_a_ruled_out_student_is_neither_assigned_nor_proposed_nor_runner_up(self):
+        rows = [[0.98, 0.5, 0.4], [-np.inf, 0.95, 0.4], [-np.inf, 0.93, 0.4]]
+        _, near, far = decide(rows, [ANNA, BEN, CLEO], [7, 7, 7])
+        assert (near.state, near.student, near.runner_up) == ("assigned", BEN, CLEO)
+        assert (far.state, far.student, far.runner_up) == ("needs_review", BEN, CLEO)
+        (nobody,) = decide([[-np.inf]], [ANNA], [7])
+        assert (nobody.state, nobody.runner_up, nobody.runner_up_similarity) == ("no_match", None, None)
 
     def test_no_faces(self):
         assert assign_one_to_one([], [], 0.1) == []

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from pipelines.faces.similarity import (
     cosine_distance_from_calibrated,
     cosine_similarity_matrix,
     defects,
+    distance_for,
     l2_normalise,
 )
 
@@ -43,6 +46,33 @@ def test_cosine_similarity_matches_the_definition(a, b):
             assert matrix[i, j] == pytest.approx(expected, abs=1e-5)
 
 
+@given(vectors, st.data())
+def test_normalised_rows_are_used_as_they_are_and_the_others_normalised(v, data):
+    unit = l2_normalise(v)
+    norms = data.draw(st.lists(st.sampled_from([1, 3, 1e-18, 1e30]), min_size=len(v), max_size=len(v)))
+    rows = (unit * np.array(norms)[:, None]).astype(np.float32)
+    before = rows.copy()
+    matrix = cosine_similarity_matrix(rows, unit)
+    np.testing.assert_array_equal(rows, before)
+    np.testing.assert_allclose(matrix, np.clip(unit.astype(np.float64) @ unit.T, -1, 1), atol=1e-6)
+
+
+def test_a_row_just_off_norm_one_is_normalised():
+    unit = l2_normalise(np.random.default_rng(0).normal(size=(50, 512)))
+    matrix = cosine_similarity_matrix(unit * np.float32(1 + 1e-5), unit * np.float32(1 - 1e-5))
+    np.testing.assert_allclose(np.diagonal(matrix), 1, atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(cosine_similarity_matrix(unit * np.float32(1 - 1e-5), unit)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [[0.0, 0.0], [1.0, np.nan], [np.inf, 1.0]])
+def test_a_similarity_without_direction_is_refused(bad, dtype):
+    sound, unsound = np.array([[1, 0], [0, 1]], dtype), np.array([[1, 0], bad], dtype)
+    for a, b in [(sound, unsound), (unsound, sound)]:
+        with pytest.raises(ValueError, match="embedding"):
+            cosine_similarity_matrix(a, b)
+
+
 def test_no_vectors_give_an_empty_matrix():
     assert cosine_similarity_matrix(np.zeros((0, 4)), np.ones((3, 4))).shape == (0, 3)
 
@@ -71,6 +101,49 @@ def test_calibration_falls_with_distance():
 def test_a_similarity_outside_the_scale_is_refused(similarity):
     with pytest.raises(ValueError, match="between 0 and 1"):
         cosine_distance_from_calibrated(similarity, 0.07)
+
+
+thresholds = st.floats(0.05, 1)
+similarities = st.floats(0, 1) | st.sampled_from([0, 1e-300, 1e-12, 0.5, 0.99, 0.995, 1 - 1e-12, 1])
+
+
+@given(similarity=similarities, distance=st.floats(0, 2), threshold=thresholds)
+def test_faces_up_to_the_distance_have_the_similarity(similarity, distance, threshold):
+    limit = distance_for(similarity, "calibrated", threshold)
+    reached = float(calibrated_similarity(distance, threshold))
+    if distance <= limit:
+        assert reached >= similarity or reached == pytest.approx(similarity, rel=1e-9)
+    else:
+        assert reached < similarity or reached == pytest.approx(similarity, rel=1e-9)
+
+
+@given(
+    pair=st.tuples(similarities, similarities), threshold=thresholds, scale=st.sampled_from(["calibrated", "cosine"])
+)
+def test_a_higher_similarity_never_has_a_greater_distance(pair, threshold, scale):
+    low, high = sorted(pair)
+    assert 2 >= distance_for(low, scale, threshold) >= distance_for(high, scale, threshold)
+
+
+@given(threshold=thresholds)
+def test_distances_of_known_similarities(threshold):
+    assert distance_for(0, "calibrated", threshold) == 2
+    assert distance_for(0.5, "calibrated", threshold) == pytest.approx(threshold)
+    assert distance_for(0.99, "calibrated", threshold) == pytest.approx(0, abs=1e-9)
+    assert distance_for(0.995, "calibrated", threshold) < 0
+    assert distance_for(1, "calibrated", threshold) == -math.inf
+    assert distance_for(1, "cosine", threshold) == 0
+    assert distance_for(0.6, "cosine", threshold) == pytest.approx(0.4)
+    assert distance_for(-1, "cosine", threshold) == 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "similarity"),
+    [("calibrated", -0.01), ("calibrated", 1.01), ("calibrated", math.nan), ("cosine", -1.01), ("cosine", 1.01)],
+)
+def test_a_similarity_threshold_outside_its_scale_is_refused(scale, similarity):
+    with pytest.raises(ValueError, match=f"{scale} similarity must lie between"):
+        distance_for(similarity, scale, 0.4)
 
 
 def test_a_threshold_of_zero_is_refused():

@@ -12,6 +12,7 @@ from pipelines.errors import PhotoStoreError
 from pipelines.partitions import parse_session_key
 from pipelines.resources.face_detector import FaceDetector
 from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.decisions import DecisionService
 from pipelines.services.detection import DetectionService
 from pipelines.services.intake import register_session_images, unregistered_photos
 from pipelines.settings import Settings
@@ -188,3 +189,37 @@ def test_the_largest_face_of_a_portrait_wins(database, root, detect, astronaut):
         (crop,) = crops.session_crops(connection, session.id)
     assert crop.x < 300
     assert np.isclose(crop.landmarks[0], crop.x + crop.width * 0.31, atol=crop.width * 0.2)
+
+
+def students_of(database) -> dict[str, int]:
+    with database.connection() as connection:
+        return dict(connection.execute("SELECT name, id FROM students WHERE merged_into IS NULL").fetchall())
+
+
+def test_a_portrait_stays_with_its_student_who_was_renamed_or_merged(database, store, root, detect, astronaut):
+    (root / "Math101/enrol").mkdir()
+    astronaut.save(root / "Math101/enrol/ann.jpg")
+    detect(ENROL_KEY)
+    decide = DecisionService("a teacher")
+    ann = students_of(database)["ann"]
+    decide.rename(ann, "Ann Lee")
+    for name in ("ann.jpg", "Ann Lee.jpg", "ann.jpg"):
+        next((root / "Math101/enrol").iterdir()).rename(root / "Math101/enrol" / name)
+        detect(ENROL_KEY)
+        assert students_of(database) == {"Ann Lee": ann}
+    # Another student gets the name that the portrait's file still has.
+    with database.connection() as connection:
+        bob = catalog.ensure_named_student(connection, catalog.find_class(connection, "Math101"), "bob")
+    decide.rename(bob, "ann")
+    detect(ENROL_KEY)
+    with database.connection() as connection:
+        assert connection.execute("SELECT student_id FROM confirmed_crops").fetchall() == [(ann,)]
+    decide.merge(ann, bob)
+    detect(ENROL_KEY)
+    assert students_of(database) == {"ann": bob}
+    with database.connection() as connection:
+        assert connection.execute("SELECT student_id FROM confirmed_crops").fetchall() == [(bob,)]
+    # A second portrait under the name of the student who was merged.
+    astronaut.rotate(5).save(root / "Math101/enrol/Ann Lee.jpg")
+    detect(ENROL_KEY)
+    assert students_of(database) == {"ann": bob}

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.database import catalog, identities
+from pipelines.database import catalog, clusters
+from pipelines.database.clusters import Scope
 from pipelines.partitions import parse_session_key
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.session_assignment import AssignmentConfig, AssignmentReport, SessionAssignmentService
@@ -257,7 +258,9 @@ def clustered(database, crops: dict[tuple[int, str], int]) -> None:
     """Put all crops of session m__1 into one cluster."""
     with database.connection() as connection:
         session = catalog.find_session(connection, parse_session_key("m__1"))
-        identities.write_clusters(connection, session.id, "dlib", dict.fromkeys(crops.values(), 0))
+        clusters.write_clusters(
+            connection, Scope(session.class_id, session.id), "dlib", dict.fromkeys(crops.values(), 0)
+        )
 
 
 @pytest.mark.parametrize(("near", "joined"), [(1, False), (2, True)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.errors import ModelError
+from pipelines.faces.similarity import calibrated_similarity
 
 CropPolicy = Literal["deepface", "five_point_dlib", "five_point_arcface"]
 
@@ -40,6 +41,10 @@ class ModelSpec:
     review_margin: float
     onnx_file: str | None = None
     weights_package: str | None = None
+
+    def calibrated(self, cosine_similarity: float) -> float:
+        """The similarity on the scale that people see: 0.5 at the model's own verification threshold."""
+        return float(calibrated_similarity(1 - cosine_similarity, self.verification_threshold))
 
 
 _SPECS = (

@@ -1,0 +1,1 @@
+"""The HTTP front door: the operations, the reads and the edits that the workflows need."""

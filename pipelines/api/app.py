@@ -1,0 +1,120 @@
+"""The application: routers, errors, guard."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipelines.api import classes, face_crops, images, operations, sessions, students
+from pipelines.api.auth import Guard, SecurityHeaders, token_of
+from pipelines.api.common import PREFIX
+from pipelines.api.dagster_runs import DagsterRuns
+from pipelines.api.documentation import page
+from pipelines.api.errors import UnforeseenErrors, add_error_handlers
+from pipelines.resources.database import Database
+from pipelines.resources.embedding_models import EmbeddingModels
+from pipelines.resources.photo_store import PhotoStore
+from pipelines.services.context import ServiceContext
+from pipelines.services.parameters import MAX_ID
+from pipelines.settings import Settings
+
+# A call holds a thread and a connection while it works; PostgreSQL takes 100 connections by default.
+THREADS = 16
+# How long a call waits for a class that somebody else is deciding about.
+LOCK_PATIENCE_S = 5
+# 100,000 ids of up to 19 digits, the longest list that an operation takes.
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+DESCRIPTION = """\
+The operations on face crops, the reads and the edits that the workflows need. Lists come in pages (`limit`, `offset`)
+in the order of ids, which never change. Similarities are calibrated: 0.5 is the model's own verification threshold.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application that serves the database, photos and models of these settings.
+
+    Models are loaded at the first call that needs them and stay in memory.
+    """
+    runs = DagsterRuns(settings)
+    token = token_of(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        import anyio.to_thread
+
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        yield
+        runs.close()
+
+    # Typed loosely, for older versions of FastAPI have no limit of a body.
+    limits: dict[str, Any] = {"max_body_size": MAX_BODY_BYTES}
+    app = FastAPI(
+        title="AttendanSee",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads scripts from the internet
+        redoc_url=None,
+        redirect_slashes=False,  # a redirected POST loses its body
+        generate_unique_id_function=_operation_id,
+        **limits,
+    )
+    app.state.context = ServiceContext(
+        Database(),
+        PhotoStore.from_settings(settings),
+        EmbeddingModels.from_settings(settings),
+        settings,
+        lock_patience_s=LOCK_PATIENCE_S,
+    )
+    app.state.dagster_runs = runs
+    # The guard asks for the token; this says so in the OpenAPI.
+    bearer = [Depends(HTTPBearer(auto_error=False, scheme_name="token"))] if token else []
+    api = APIRouter(prefix=PREFIX, dependencies=bearer)
+    for part in (operations, classes, sessions, images, face_crops, students):
+        api.include_router(part.router)
+    app.include_router(api)
+    app.add_api_route("/docs", lambda: HTMLResponse(page(app.openapi())), include_in_schema=False)
+    app.openapi = lambda: _with_exact_bounds(FastAPI.openapi(app))  # type: ignore[method-assign]
+    add_error_handlers(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(TrailingSlash)
+    app.add_middleware(Guard, token=token)
+    app.add_middleware(UnforeseenErrors)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _with_exact_bounds(schema: Any) -> Any:
+    """FastAPI writes bounds as floats, and the largest id as a float is no id."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("maximum"), float) and schema.get("type") == "integer":
+            schema["minimum"], schema["maximum"] = int(schema["minimum"]), min(int(schema["maximum"]), MAX_ID)
+        for part in schema.values():
+            _with_exact_bounds(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _with_exact_bounds(part)
+    return schema
+
+
+class TrailingSlash:
+    """Serves a path of the API without its last slash as the one with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http" and scope["path"].startswith(PREFIX) and not scope["path"].endswith("/"):
+            scope["path"] += "/"
+        await self.app(scope, receive, send)

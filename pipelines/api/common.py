@@ -1,0 +1,100 @@
+"""What the routers share: ids in paths, pages, text, and the services' context."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipelines.api.dagster_runs import DagsterRuns
+from pipelines.services.browse import BrowseService
+from pipelines.services.context import ServiceContext
+from pipelines.services.decisions import MAX_NAME_LENGTH, MAX_REASON_LENGTH, DecisionService
+from pipelines.services.parameters import MAX_ID
+
+PREFIX = "/api/attendance"
+# Control characters and line separators, for a character class.
+_UNSHOWABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+
+
+def _path_id(what: str) -> Any:
+    return Path(alias="id", ge=1, le=MAX_ID, description=f"Id of the {what}.", examples=[1])
+
+
+ClassId = Annotated[int, _path_id("class")]
+SessionId = Annotated[int, _path_id("session")]
+ImageId = Annotated[int, _path_id("photo")]
+CropId = Annotated[int, _path_id("face crop")]
+StudentId = Annotated[int, _path_id("student")]
+
+
+class StrictQuery(BaseModel):
+    """A query without unknown names: a misspelt filter must not give the whole list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageQuery(StrictQuery):
+    """Which part of a list."""
+
+    limit: int = Field(default=50, ge=1, le=200, description="Length of the page.")
+    offset: int = Field(default=0, ge=0, le=MAX_ID, description="How many to leave out before it.")
+
+
+Paging = Annotated[PageQuery, Query()]
+
+
+def _from_json(value: Any) -> Any:
+    """A body as JSON means it, for models that take Python's types strictly: 7.0 is the whole number 7."""
+    if isinstance(value, dict):
+        # Dagster's Config.__init__ takes the fields as keyword arguments beside its own `self`.
+        if "self" in value:
+            raise ValueError("there is no parameter self")
+        return {name: _from_json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_from_json(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# On every body.
+FromJson = BeforeValidator(_from_json)
+
+# What `clean_name` and `clean_reason` of the decisions take, so that the OpenAPI says it too.
+Name = Annotated[
+    str,
+    Field(
+        max_length=MAX_NAME_LENGTH,
+        pattern=rf"^[^{_UNSHOWABLE}]*[^\s{_UNSHOWABLE}][^{_UNSHOWABLE}]*$",
+        description="Spaces around it are left out.",
+    ),
+]
+_Text = Annotated[str, Field(max_length=MAX_REASON_LENGTH, pattern=rf"^([^{_UNSHOWABLE}]|[\t\n\r])*$")]
+Reason = Annotated[_Text | None, Field(description="Why, for those who look at the decision later.")]
+
+# There is one token for all callers, so that nobody is known by name.
+DECIDED_BY = "api"
+
+
+async def _context(request: Request) -> ServiceContext:
+    return request.app.state.context
+
+
+async def _dagster_runs(request: Request) -> DagsterRuns:
+    return request.app.state.dagster_runs
+
+
+Context = Annotated[ServiceContext, Depends(_context)]
+Runs = Annotated[DagsterRuns, Depends(_dagster_runs)]
+
+
+async def _decisions(context: Context) -> DecisionService:
+    return DecisionService(decided_by=DECIDED_BY, context=context)
+
+
+Decisions = Annotated[DecisionService, Depends(_decisions)]
+
+
+async def _browse(context: Context) -> BrowseService:
+    return BrowseService(context.database)
+
+
+Browse = Annotated[BrowseService, Depends(_browse)]

@@ -1,0 +1,133 @@
+"""Dagster as the API sees it: which classes its runs are processing, and launching a job in its webserver."""
+
+from collections.abc import Iterator, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+from pipelines.errors import AttendanseeError, ClassBusyError
+from pipelines.instance import fail_lost_runs
+from pipelines.partitions import CLASS_TAG, BadNameError, parse_session_key, sessions
+from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+LAUNCH_TIMEOUT_S = 30
+
+
+class DagsterError(AttendanseeError):
+    """Dagster cannot be asked."""
+
+
+class RunStarted(BaseModel):
+    """A run that Dagster was asked for."""
+
+    run_id: str
+    url: str
+
+
+class DagsterRuns:
+    """The runs of the Dagster instance in ATTENDANSEE_HOME, and the webserver at ATTENDANSEE_DAGSTER_URL."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = Lock()
+        self._opened: dg.DagsterInstance | None = None
+
+    def check_free(self, class_name: str) -> None:
+        """Raise ClassBusyError where a run is processing the class."""
+        import dagster as dg
+        from dagster_postgres.utils import DagsterPostgresException
+        from sqlalchemy.exc import DBAPIError
+
+        # Runs that wait in the queue are doing nothing yet, and would block the class for ever where no daemon runs.
+        processing = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        instance = self._instance()
+        if instance is None:
+            return
+        try:
+            fail_lost_runs(instance)
+            runs = instance.get_runs(dg.RunsFilter(statuses=processing))
+            busy = next((run for run in runs if class_name in _classes(instance, run.tags)), None)
+        except (DBAPIError, DagsterPostgresException) as error:
+            raise DagsterError("Dagster's records in the database cannot be read: try again.") from error
+        if busy is not None:
+            raise ClassBusyError(
+                f"The class is being processed by the Dagster run {busy.run_id}: try again when it has ended, "
+                f"see {self._url_of(busy.run_id)}."
+            )
+
+    def launch(self, job: str, config: Mapping[str, Any], class_name: str | None = None) -> RunStarted:
+        """Have the webserver launch a job whose one op has the job's name; raises DagsterError where it cannot."""
+        from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+        from gql.transport.requests import RequestsHTTPTransport
+
+        url = urlsplit(self.settings.dagster_url)
+        # A proxy that the environment names is for other places than the webserver beside us.
+        transport = RequestsHTTPTransport(
+            f"{self.settings.dagster_url.rstrip('/')}/graphql",
+            timeout=LAUNCH_TIMEOUT_S,
+            proxies={"no_proxy": url.hostname or ""},
+        )
+        client = DagsterGraphQLClient(url.hostname or "", transport=transport)
+        try:
+            run_id = client.submit_job_execution(
+                job,
+                run_config={"ops": {job: {"config": dict(config)}}},
+                tags={CLASS_TAG: class_name} if class_name else None,
+            )
+        except DagsterGraphQLClientError as error:
+            if error.__cause__ is not None:  # The client's own message repeats the query and its variables.
+                raise DagsterError(
+                    f"Dagster's webserver does not answer at {self.settings.dagster_url}: start `attendansee up`, "
+                    "or set ATTENDANSEE_DAGSTER_URL."
+                ) from error
+            raise DagsterError(f"Dagster did not launch {job}: {' '.join(map(str, error.args))}") from error
+        return RunStarted(run_id=run_id, url=self._url_of(run_id))
+
+    def close(self) -> None:
+        """Let go of Dagster's storage."""
+        if self._opened is not None:
+            self._opened.dispose()
+
+    def _url_of(self, run_id: str) -> str:
+        return f"{self.settings.dagster_url.rstrip('/')}/runs/{run_id}"
+
+    def _instance(self) -> "dg.DagsterInstance | None":
+        """The instance, opened once; None where no command has made its folder yet, so that there are no runs."""
+        import dagster as dg
+
+        home = self.settings.dagster_home.resolve()
+        if not (home / "dagster.yaml").is_file():
+            return None
+        with self._lock:
+            if self._opened is None:
+                self._opened = dg.DagsterInstance.from_config(str(home))
+            return self._opened
+
+
+def _classes(instance: "dg.DagsterInstance", tags: Mapping[str, str]) -> set[str]:
+    """Names of the classes that a run works on, by its tags."""
+    return {tags.get(CLASS_TAG, "")} | {_class_of(key) for key in _partition_keys(instance, tags)}
+
+
+def _partition_keys(instance: "dg.DagsterInstance", tags: Mapping[str, str]) -> Iterator[str]:
+    if key := tags.get("dagster/partition"):
+        yield key
+    start, end = tags.get("dagster/asset_partition_range_start"), tags.get("dagster/asset_partition_range_end")
+    if start and end:
+        known = sessions.get_partition_keys(dynamic_partitions_store=instance)
+        if start in known and end in known:
+            yield from known[known.index(start) : known.index(end) + 1]
+        else:
+            yield from (start, end)  # of classes
+
+
+def _class_of(partition_key: str) -> str:
+    try:
+        return parse_session_key(partition_key).class_name
+    except BadNameError:
+        return partition_key

@@ -1,0 +1,81 @@
+"""`attendansee api`: serve the application until Ctrl-C."""
+
+import ipaddress
+import signal
+import socket
+from contextlib import closing
+
+import uvicorn
+
+from pipelines.api.app import create_app
+from pipelines.api.auth import token_of
+from pipelines.errors import AttendanseeError
+from pipelines.resources.database import Database
+from pipelines.settings import Settings
+
+# How long Ctrl-C waits for calls that are being answered; what they have not committed by then is as if never begun.
+STOPPING_SECONDS = 10
+
+
+class ServeError(AttendanseeError):
+    """The API cannot be served there."""
+
+
+def run_api(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the API at http://host:port until SIGINT or SIGTERM arrives; the address is printed once it answers.
+
+    Raises ServeError where the port is in use, or where other machines could reach it and no token is set; DatabaseError
+    where there is no usable database.
+    """
+    with closing(_listen(host, port, token_is_set=token_of(settings) is not None)) as listener:
+        with Database().connection():
+            pass  # found or started, and migrated, before anybody calls
+        server = _Server(
+            uvicorn.Config(
+                create_app(settings),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=STOPPING_SECONDS,
+            )
+        )
+        # uvicorn raises the signal that ended it once more when it is done, which would end us unclean.
+        former = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            server.run([listener])
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+    if not server.started:
+        raise ServeError("The API did not start: the reason is said above.")
+    print("Stopped.", flush=True)
+
+
+class _Server(uvicorn.Server):
+    """Says where it serves, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            print(f"HTTP API: {url} (its description: {url}/docs; Ctrl-C stops it)", flush=True)
+
+
+def _listen(host: str, port: int, *, token_is_set: bool) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # The address itself, not its name: whatever "localhost" may stand for on this machine.
+        if not token_is_set and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+            raise ServeError(
+                f"Other machines reach {host}, and no token is set: set ATTENDANSEE_API_TOKEN to a long random word, "
+                "or serve 127.0.0.1."
+            )
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(f"Port {port} of {host} cannot be used ({reason}): choose another with --port.") from error
+
+
+def _ignore(*_: object) -> None:
+    """What happens to a signal that uvicorn has dealt with."""

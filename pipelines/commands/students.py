@@ -1,0 +1,121 @@
+"""`attendansee students ...`: list, rename, merge and import the students of a class."""
+
+import getpass
+import json
+
+import click
+from pydantic import BaseModel
+
+from pipelines.commands.common import plain_errors
+
+_CLASS = click.argument("class_name", metavar="CLASS")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
+
+
+@click.group()
+def students() -> None:
+    """List, name, merge and import the students of a class; STUDENT is a name or an id."""
+
+
+@students.command("list")
+@_CLASS
+@_JSON
+@plain_errors
+def list_students(class_name: str, as_json: bool) -> None:
+    """List the students of CLASS."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from pipelines.services.students import StudentService
+
+    answer = StudentService(_user()).list(class_name)
+    if as_json:
+        _print_json(answer)
+        return
+    table = Table(
+        Column("id", justify="right"),
+        Column("student", overflow="fold"),
+        "student_id",
+        Column("email", overflow="fold"),
+        Column("faces", justify="right"),
+        Column("sessions", justify="right"),
+    )
+    for row in answer.students:
+        name = f"{escape(row.name)} [dim](provisional)[/]" if row.provisional else escape(row.name)
+        number, email = escape(row.student_number or ""), escape(row.email or "")
+        table.add_row(str(row.id), name, number, email, str(row.crops), str(row.sessions_present))
+    Console().print(table)
+
+
+@students.command()
+@_CLASS
+@click.argument("student")
+@click.argument("new_name")
+@_JSON
+@plain_errors
+def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
+    """Give STUDENT of CLASS the name NEW_NAME."""
+    from pipelines.services.decisions import DecisionService
+    from pipelines.services.students import StudentService
+
+    student_id = StudentService(_user()).find(class_name, student)
+    answer = DecisionService(_user()).rename(student_id, new_name)
+    _print(answer, f"{answer.old_name} is {answer.student_name} now.", as_json)
+
+
+@students.command()
+@_CLASS
+@click.argument("student")
+@click.argument("into")
+@_JSON
+@plain_errors
+def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
+    """Say that STUDENT and INTO of CLASS are one: INTO is kept, with the name that a person gave."""
+    from pipelines.services.decisions import DecisionService
+    from pipelines.services.students import StudentService
+
+    service = StudentService(_user())
+    merged, kept = service.find(class_name, student), service.find(class_name, into)
+    answer = DecisionService(_user()).merge(merged, kept)
+    _print(answer, f"{student} and {into} are {answer.student_name} (student {answer.student_id}) now.", as_json)
+
+
+@students.command("import")
+@_CLASS
+@click.argument("csv", metavar="CSV")
+@_JSON
+@plain_errors
+def import_students(class_name: str, csv: str, as_json: bool) -> None:
+    """Add the students of a roster to CLASS: first_name, last_name and optionally student_id and email."""
+    from pipelines.services.students import StudentService, read_roster
+
+    answer = StudentService(_user()).import_csv(class_name, read_roster(csv))
+    lines = [
+        f"{len(answer.added)} added, {len(answer.updated)} updated, {answer.unchanged} unchanged, "
+        f"{len(answer.refused)} refused.",
+        *answer.notes,
+        *(f"line {row.line}: {row.reason}" for row in answer.refused),
+    ]
+    _print(answer, "\n".join(lines), as_json)
+    if answer.refused:
+        raise SystemExit(1)
+
+
+def _print(answer: BaseModel, text: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(answer)
+    else:
+        click.echo(text)
+
+
+def _print_json(answer: BaseModel) -> None:
+    click.echo(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=2))
+
+
+def _user() -> str:
+    """Who decides: the user of the operating system, where it knows one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "cli"

@@ -1,0 +1,118 @@
+"""Students: what a roster and people say of them, who was merged into whom."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection, sql
+from psycopg.rows import class_row, dict_row
+
+from pipelines.errors import UnknownIdError
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student of a class who was not merged into another one."""
+
+    id: int
+    class_id: int
+    name: str
+    provisional: bool
+    student_number: str | None
+    email: str | None
+
+
+def find_student(connection: Connection, student_id: int) -> Student:
+    """The student of this id, or whom that one was merged into; raises UnknownIdError."""
+    with connection.cursor(row_factory=class_row(Student)) as cursor:
+        row = cursor.execute(
+            """SELECT kept.id, kept.class_id, kept.name, kept.provisional, kept.student_number, kept.email
+            FROM students s JOIN students kept ON kept.id = coalesce(s.merged_into, s.id) WHERE s.id = %s""",
+            [student_id],
+        ).fetchone()
+    if row is None:
+        raise UnknownIdError(f"There is no student {student_id}.")
+    return row
+
+
+def student_numbered(connection: Connection, class_id: int, student_number: str) -> int | None:
+    """The id of the class's student with this number, of one who was merged where nobody else has it."""
+    row = connection.execute(
+        """SELECT id FROM students WHERE class_id = %s AND student_number = %s
+        ORDER BY merged_into IS NULL DESC, id DESC LIMIT 1""",
+        [class_id, student_number],
+    ).fetchone()
+    return row[0] if row else None
+
+
+def former_names(connection: Connection, student_id: int) -> set[str]:
+    """Names that the student had before, those of the students who were merged into them included."""
+    rows = connection.execute(
+        """SELECT name FROM students WHERE merged_into = %(student)s
+        UNION SELECT d.old_name FROM decisions d
+        JOIN students s ON s.id = CASE d.kind WHEN 'merge' THEN d.other_student_id ELSE d.student_id END
+        WHERE %(student)s IN (s.id, s.merged_into) AND d.old_name IS NOT NULL""",
+        {"student": student_id},
+    )
+    return {name for (name,) in rows}
+
+
+def merged_names(connection: Connection, student_id: int) -> set[str]:
+    """Names of the students who were merged into this one."""
+    rows = connection.execute("SELECT name FROM students WHERE merged_into = %s", [student_id])
+    return {name for (name,) in rows}
+
+
+def add_student(connection: Connection, class_id: int, name: str, student_number: str | None, email: str | None) -> int:
+    """Add a named student whose name and number nobody else in the class has; returns the id."""
+    row = connection.execute(
+        """INSERT INTO students (class_id, name, provisional, student_number, email)
+        VALUES (%s, %s, false, %s, %s) RETURNING id""",
+        [class_id, name, student_number, email],
+    ).fetchone()
+    assert row is not None, "RETURNING gives a row"
+    return row[0]
+
+
+def update_student(connection: Connection, student_id: int, **columns: Any) -> None:
+    """Set columns of a student: name, provisional, student_number, email."""
+    assignments = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in columns)
+    connection.execute(
+        sql.SQL("UPDATE students SET {} WHERE id = %s").format(assignments), [*columns.values(), student_id]
+    )
+
+
+def mark_merged(connection: Connection, student_id: int, into_student_id: int) -> None:
+    """Record that a student, and with them all who were merged into them, is another one."""
+    connection.execute(
+        "UPDATE students SET merged_into = %(into)s WHERE %(student)s IN (id, merged_into)",
+        {"student": student_id, "into": into_student_id},
+    )
+
+
+def read_merge_targets(connection: Connection, class_id: int) -> set[int]:
+    """Ids of the students whom others were merged into."""
+    rows = connection.execute(
+        "SELECT DISTINCT merged_into FROM students WHERE class_id = %s AND merged_into IS NOT NULL", [class_id]
+    )
+    return {student_id for (student_id,) in rows}
+
+
+def list_students(connection: Connection, class_id: int) -> list[dict[str, Any]]:
+    """Every student of the class: id, name, provisional, student_number, email, crops and sessions_present.
+
+    The last two count in the class's active model's lineage. Named students first, each part by name.
+    """
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            """SELECT st.id, st.name, st.provisional, st.student_number, st.email,
+                (SELECT count(*) FROM assignments a JOIN face_crops f ON f.id = a.crop_id
+                    JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+                    WHERE a.student_id = st.id AND a.model = c.active_model AND a.state = 'assigned') AS crops,
+                (SELECT count(*) FROM attendance t
+                    WHERE t.student_id = st.id AND t.model = c.active_model AND t.status = 'present'
+                ) AS sessions_present
+            FROM students st JOIN classes c ON c.id = st.class_id
+            WHERE st.class_id = %s AND st.merged_into IS NULL
+            ORDER BY st.provisional, st.name, st.id""",
+            [class_id],
+        ).fetchall()

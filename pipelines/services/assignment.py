@@ -1,0 +1,354 @@
+"""Say who face crops show: the k nearest identified crops of the class vote."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection
+
+from pipelines.database import catalog, crops, decisions, identities
+from pipelines.database.identities import Assignment, GalleryCrop, Probe
+from pipelines.errors import PhotoError, UnknownIdError
+from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
+from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
+from pipelines.resources.embedding.registry import ModelSpec, get_spec
+from pipelines.services.answers import (
+    AssignmentAnswer,
+    AssignmentStatus,
+    ClassAssignmentAnswer,
+    Neighbour,
+    SessionAssignmentAnswer,
+    SimilarCrop,
+    SimilarCropsAnswer,
+    batch_status,
+)
+from pipelines.services.attendance import refresh_attendance
+from pipelines.services.context import ServiceContext, default_context
+from pipelines.services.embedding import EmbeddingService
+from pipelines.services.parameters import AssignmentParameters, SimilarityScale, checked
+
+# Crop ids in ascending order, and (n, dimension) float32 of their vectors.
+_Vectors = tuple[list[int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class FaceCropAssignmentService:
+    """Assigns crops to the students of their class.
+
+    Raises ParameterError for a parameter out of its range, and at every call WeightsError where the model's weights
+    are missing and UnknownIdError for an id that is not there.
+
+    >>> service = FaceCropAssignmentService("dlib", k=3)
+    >>> service.assign_session_crops(session_id=1, auto_commit=False).status
+    'success'
+    """
+
+    embedding_model: str = "facenet"
+    k: int = 5
+    similarity_threshold: float = 0.6
+    use_voting: bool = True
+    similarity_scale: SimilarityScale = field(default="calibrated", kw_only=True)
+    context: ServiceContext = field(default_factory=default_context, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._parameters()
+
+    def assign_crop(self, crop_id: int, auto_commit: bool = True, run_id: str | None = None) -> AssignmentAnswer:
+        """Say who one crop shows.
+
+        A crop that has a student already keeps it. One that a person has taken a student off is decided anew, for
+        it was asked for by its id.
+        """
+        with self.context.database.connection() as connection:
+            class_id = catalog.class_of_crop(connection, crop_id)
+        if answers := self._assign(class_id, auto_commit, run_id, crop_id=crop_id):
+            return answers[0]
+        with self.context.database.connection() as connection:
+            student_id = identities.read_identities(connection, class_id, self.embedding_model).get(crop_id)
+            if student_id is None:
+                raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
+            name = catalog.student_names(connection, class_id)[student_id]
+        return AssignmentAnswer(status="already_assigned", crop_id=crop_id, student_id=student_id, student_name=name)
+
+    def assign_session_crops(
+        self, session_id: int, auto_commit: bool = True, run_id: str | None = None
+    ) -> SessionAssignmentAnswer:
+        """Say who the crops of a session show that have no student yet."""
+        with self.context.database.connection() as connection:
+            class_id = catalog.session_by_id(connection, session_id).class_id
+        answers = self._assign(class_id, auto_commit, run_id, session_id=session_id)
+        return SessionAssignmentAnswer(session_id=session_id, **self._summary(answers, auto_commit))
+
+    def assign_class_crops(
+        self, class_id: int, auto_commit: bool = True, run_id: str | None = None
+    ) -> ClassAssignmentAnswer:
+        """Say who the crops of all sessions of a class show that have no student yet.
+
+        All are matched with the crops that were identified before: the result does not depend on their order.
+        """
+        with self.context.database.connection() as connection:
+            catalog.class_by_id(connection, class_id)
+        answers = self._assign(class_id, auto_commit, run_id)
+        return ClassAssignmentAnswer(class_id=class_id, **self._summary(answers, auto_commit))
+
+    def similar_crops(self, crop_id: int, limit: int = 10) -> SimilarCropsAnswer:
+        """The crops of the class most like one crop, among those that have a vector; portraits are crops too."""
+        self.context.models.require(self.embedding_model)
+        embedding = EmbeddingService(self.embedding_model, context=self.context)
+        failed = embedding.embed_missing([crop_id])
+        with self.context.database.connection() as connection:
+            class_id = catalog.class_of_crop(connection, crop_id)
+            if crop_id in failed:
+                raise PhotoError(failed[crop_id])
+            table = _Table(connection, get_spec(self.embedding_model), embedding.version, class_id)
+            student_of = identities.read_identities(connection, class_id, self.embedding_model)
+            ids, vectors = table.vectors([crop_id])
+            others, other_vectors = table.vectors(other for other in student_of if other != crop_id)
+            (similarity,) = cosine_similarity_matrix(vectors, other_vectors) if ids else [np.empty(0, np.float32)]
+        nearest = np.argsort(-similarity, kind="stable")
+        crop_ids, cosines = np.array(others, dtype=np.int64)[nearest], similarity[nearest]
+        students = np.array([student_of[other] or 0 for other in crop_ids.tolist()], dtype=np.int64)
+        named, nameless = np.flatnonzero(students)[:limit], np.flatnonzero(students == 0)[:limit]
+        return SimilarCropsAnswer(
+            crop_id=crop_id,
+            embedding_model=self.embedding_model,
+            identified=table.neighbours(crop_ids[named], students[named], cosines[named]),
+            unidentified=[
+                SimilarCrop(crop_id=other, similarity=table.spec.calibrated(cosine), cosine_similarity=cosine)
+                for other, cosine in zip(crop_ids[nameless].tolist(), cosines[nameless].tolist(), strict=True)
+            ],
+        )
+
+    def _parameters(self, auto_commit: bool = True) -> AssignmentParameters:
+        return checked(
+            AssignmentParameters,
+            embedding_model=self.embedding_model,
+            k=self.k,
+            similarity_threshold=self.similarity_threshold,
+            similarity_scale=self.similarity_scale,
+            use_voting=self.use_voting,
+            auto_commit=auto_commit,
+        )
+
+    def _assign(
+        self,
+        class_id: int,
+        auto_commit: bool,
+        run_id: str | None,
+        *,
+        session_id: int | None = None,
+        crop_id: int | None = None,
+    ) -> list[AssignmentAnswer]:
+        """Read, decide and write in one transaction under the class's lock; what has no vector yet gets one before."""
+        self.context.models.require(self.embedding_model)
+        embedding = EmbeddingService(self.embedding_model, context=self.context)
+        model = self.embedding_model
+        failed: dict[int, str] | None = None
+        while True:
+            with self.context.database.connection() as connection:
+                if auto_commit:
+                    catalog.lock_class(connection, class_id, self.context.lock_patience_s)
+                probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
+                gallery = identities.read_gallery(connection, class_id, model)
+                table = _Table(connection, get_spec(model), embedding.version, class_id)
+                probe_vectors = table.vectors(probe.crop_id for probe in probes)
+                gallery_vectors = table.vectors(g.crop_id for g in gallery)
+                bare = {p.crop_id for p in probes}.difference(probe_vectors[0])
+                bare |= {g.crop_id for g in gallery}.difference(gallery_vectors[0])
+                if failed is not None or not bare or not probes:
+                    matches = self._match(table, probes, probe_vectors, gallery, gallery_vectors)
+                    if auto_commit:
+                        changed = identities.write_confirmed(
+                            connection, class_id, model, session_id=session_id, crop_id=crop_id, run_id=run_id
+                        )
+                        self._write(table, probes, matches, changed, run_id)
+                    return [self._answer(table, probe, matches.get(probe.crop_id), failed or {}) for probe in probes]
+            # Not under the lock, for networks take their time; what has no vector afterwards cannot have one.
+            failed = embedding.embed_missing(sorted(bare))
+
+    def _match(
+        self,
+        table: "_Table",
+        probes: Sequence[Probe],
+        probe_vectors: _Vectors,
+        gallery: Sequence[GalleryCrop],
+        gallery_vectors: _Vectors,
+    ) -> dict[int, "_Match"]:
+        """What was found for each crop that has a vector."""
+        photo_of = {probe.crop_id: probe.image_id for probe in probes}
+        student_of = {g.crop_id: g.student_id for g in gallery}
+        ids, vectors = probe_vectors
+        gallery_ids = np.array(gallery_vectors[0], dtype=np.int64)
+        students = np.array([student_of[crop_id] for crop_id in gallery_vectors[0]], dtype=np.int64)
+        # A student's crops side by side: the voting needs them so, and here it costs least.
+        by_student = np.argsort(students, kind="stable")
+        gallery_ids, students = gallery_ids[by_student], students[by_student]
+        similarity = cosine_similarity_matrix(vectors, gallery_vectors[1][by_student])
+        row_of = {crop_id: row for row, crop_id in enumerate(ids)}
+        for crop_id, student_id in decisions.read_rejected(table.connection, ids):
+            similarity[row_of[crop_id], students == student_id] = -np.inf
+        voting: Literal["majority", "best"] = "majority" if self.use_voting else "best"
+        votes = knn_votes(similarity, students, self.k, self._threshold(table.spec), voting)
+        photos = [photo_of[crop_id] for crop_id in ids]
+        shown = identities.students_in_photos(table.connection, table.spec.name, set(photos))
+        decided = assign_one_to_one(votes, photos, table.spec.review_margin, shown)
+        columns = _nearest(similarity, self.k)
+        cosines = np.take_along_axis(similarity, columns, axis=1)
+        return {
+            crop_id: _Match(
+                decision,
+                table.neighbours(gallery_ids[of_crop[there]], students[of_crop[there]], values[there]),
+            )
+            for crop_id, decision, of_crop, values, there in zip(
+                ids, decided, columns, cosines, np.isfinite(cosines), strict=True
+            )
+        }
+
+    def _threshold(self, spec: ModelSpec) -> float:
+        """The cosine similarity from which on a crop may vote."""
+        return 1 - distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold)
+
+    def _write(
+        self,
+        table: "_Table",
+        probes: Sequence[Probe],
+        matches: Mapping[int, "_Match"],
+        changed_sessions: set[int],
+        run_id: str | None,
+    ) -> None:
+        decided = [p for p in probes if p.crop_id in matches and not p.taken_off]
+        rows = [matches[p.crop_id].assignment(p.crop_id, table.spec) for p in decided]
+        identities.write_assignments(table.connection, table.spec.name, rows, run_id)
+        catalog.delete_empty_provisional_students(table.connection, table.class_id)
+        sessions = {p.session_id for p in decided} | changed_sessions
+        refresh_attendance(table.connection, table.class_id, sessions, table.spec.name)
+
+    def _answer(
+        self, table: "_Table", probe: Probe, match: "_Match | None", failed: Mapping[int, str]
+    ) -> AssignmentAnswer:
+        if match is None:
+            reason = failed.get(probe.crop_id, "It has no vector.")
+            return AssignmentAnswer(status="error", crop_id=probe.crop_id, message=reason)
+        decision, spec = match.decision, table.spec
+        answer = AssignmentAnswer(
+            status=decision.state,
+            crop_id=probe.crop_id,
+            student_id=decision.student,
+            student_name=None if decision.student is None else table.names[decision.student],
+            confidence=self._confidence(match, spec),
+            similarity=None if decision.similarity is None else spec.calibrated(decision.similarity),
+            cosine_similarity=decision.similarity,
+            k_nearest=match.nearest,
+        )
+        if decision.student is not None and probe.taken_off:
+            message = "A person has taken the student off this crop: only a person assigns it again."
+            return answer.model_copy(update={"status": "needs_review", "message": message})
+        if decision.state == "needs_review":
+            close = decision.margin is not None and decision.margin < spec.review_margin
+            runner_up = table.names[decision.runner_up] if decision.runner_up is not None else ""
+            message = f"{runner_up} is nearly as alike." if close else "Another face of the photo is this student."
+            return answer.model_copy(update={"message": message})
+        return answer
+
+    def _confidence(self, match: "_Match", spec: ModelSpec) -> float | None:
+        """How much of the vote the student has: the similarities of the student's votes over the number of all votes."""
+        decision = match.decision
+        if decision.student is None or decision.similarity is None:
+            return None
+        if not self.use_voting:
+            return spec.calibrated(decision.similarity)
+        threshold = np.float32(self._threshold(spec))  # as the votes were counted; else rounding could leave none
+        votes = [neighbour for neighbour in match.nearest if neighbour.cosine_similarity >= threshold]
+        return sum(vote.similarity for vote in votes if vote.student_id == decision.student) / len(votes)
+
+    def _summary(self, answers: Sequence[AssignmentAnswer], auto_commit: bool) -> dict[str, Any]:
+        def count(status: AssignmentStatus) -> int:
+            return sum(answer.status == status for answer in answers)
+
+        return {
+            "status": batch_status(count("error"), len(answers)),
+            "total_crops": len(answers),
+            "assigned": count("assigned"),
+            "no_match": count("no_match"),
+            "needs_review": count("needs_review"),
+            "errors": count("error"),
+            "parameters": self._parameters(auto_commit),
+            "results": list(answers),
+        }
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What was decided about one crop, and its k nearest identified crops."""
+
+    decision: Decision
+    nearest: list[Neighbour]
+
+    def assignment(self, crop_id: int, spec: ModelSpec) -> Assignment:
+        """The decision as it is stored."""
+        decision = self.decision
+        return Assignment(
+            crop_id,
+            decision.state,
+            decision.student,
+            "knn",
+            decision.similarity,
+            None if decision.similarity is None else spec.calibrated(decision.similarity),
+            decision.runner_up,
+            decision.runner_up_similarity,
+        )
+
+
+class _Table:
+    """A class's vectors by one model, and its students' names."""
+
+    def __init__(self, connection: Connection, spec: ModelSpec, version: str, class_id: int) -> None:
+        self.connection = connection
+        self.spec = spec
+        self.version = version
+        self.class_id = class_id
+        self.names = catalog.student_names(connection, class_id)
+
+    def vectors(self, crop_ids: Iterable[int]) -> _Vectors:
+        """The ids that have a vector, and (n, dimension) of these."""
+        return crops.read_embeddings(self.connection, self.spec.name, self.version, crop_ids, self.spec.dimension)
+
+    def neighbours(
+        self, crop_ids: NDArray[np.int64], students: NDArray[np.int64], cosines: NDArray[np.float32]
+    ) -> list[Neighbour]:
+        """Identified crops with what people see of them."""
+        similarities = calibrated_similarity(1 - cosines, self.spec.verification_threshold)
+        return [
+            Neighbour(
+                crop_id=crop_id,
+                student_id=student,
+                student_name=self.names[student],
+                similarity=similarity,
+                cosine_similarity=cosine,
+            )
+            for crop_id, student, similarity, cosine in zip(
+                *(values.tolist() for values in (crop_ids, students, similarities, cosines)), strict=True
+            )
+        ]
+
+
+def _nearest(similarity: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """(n, up to k) columns of each row's largest values, the largest first; of equals the first column.
+
+    The k largest lie in the k blocks of columns with the largest maxima: a tenth of the time of a partition of whole rows.
+    """
+    rows, columns = similarity.shape
+    if not similarity.size:
+        return np.empty((rows, 0), dtype=np.intp)
+    k = min(k, columns)
+    size = max(1, round(columns**0.5))
+    blocks = -(-columns // size)
+    padded = np.full((rows, blocks * size), -np.inf, similarity.dtype)
+    padded[:, :columns] = similarity
+    maxima = padded.reshape(rows, blocks, size).max(axis=2)
+    best = np.sort(np.argsort(-maxima, axis=1, kind="stable")[:, :k], axis=1)
+    candidates = (best[..., None] * size + np.arange(size)).reshape(rows, -1)
+    order = np.argsort(-np.take_along_axis(padded, candidates, axis=1), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(candidates, order, axis=1)

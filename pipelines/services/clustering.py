@@ -1,0 +1,334 @@
+"""Group face crops into people and make students of the groups, for a session or a whole class."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection
+
+from pipelines.database import catalog, clusters, crops, identities, students
+from pipelines.database.clusters import Candidate, Scope
+from pipelines.database.identities import Assignment, State
+from pipelines.faces.clustering import FREE, agglomerative_clusters
+from pipelines.faces.similarity import cosine_similarity_matrix, distance_for
+from pipelines.resources.embedding.registry import ModelSpec, get_spec
+from pipelines.services.answers import ClassClusteringAnswer, SessionClusteringAnswer
+from pipelines.services.attendance import refresh_attendance
+from pipelines.services.context import ServiceContext, default_context
+from pipelines.services.embedding import EmbeddingService
+from pipelines.services.parameters import ClassClusteringParameters, SimilarityScale, checked
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FaceCropClusteringService:
+    """Clusters the usable crops of a session or class by one model's vectors and makes students of the clusters.
+
+    Raises ParameterError for a parameter out of its range, and at every call UnknownIdError for an id that is not
+    there, WeightsError where the model's weights are missing, ClassBusyError after the context's patience.
+
+    >>> service = FaceCropClusteringService("dlib", max_clusters=30)
+    >>> service.cluster_session_crops(session_id=1).cluster_sizes
+    {'0': 5, '1': 3}
+    """
+
+    embedding_model: str = "facenet"
+    max_clusters: int = 50
+    similarity_threshold: float = 0.5
+    similarity_scale: SimilarityScale = field(default="calibrated", kw_only=True)
+    context: ServiceContext = field(default_factory=default_context, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def cluster_session_crops(
+        self, session_id: int, create_students: bool = True, assign_crops: bool = True, run_id: str | None = None
+    ) -> SessionClusteringAnswer:
+        """Cluster a session's crops; those without a student get their cluster's, others keep theirs.
+
+        A cluster without a student becomes `Class_<class>_Session_<session>_Cluster_<n>`. create_students False: only
+        the clusters are stored. assign_crops False: the students are made, and a later call assigns to them.
+
+        >>> FaceCropClusteringService("dlib").cluster_session_crops(session_id=1).students_created
+        2
+        """
+        self._check(create_students=create_students, assign_crops=assign_crops)
+        with self.context.database.connection() as connection:
+            session = catalog.session_by_id(connection, session_id)
+            class_name = catalog.class_by_id(connection, session.class_id)
+        found = self._cluster(
+            Scope(session.class_id, session.id),
+            lambda connection: catalog.create_provisional_student(connection, class_name, session),
+            include_identified=True,
+            move=False,
+            create_students=create_students,
+            assign_crops=create_students and assign_crops,
+            run_id=run_id,
+        )
+        return SessionClusteringAnswer(session_id=session_id, session_name=session.name, **found)
+
+    def cluster_class_crops(
+        self,
+        class_id: int,
+        create_students: bool = True,
+        assign_crops: bool = True,
+        include_identified: bool = False,
+        run_id: str | None = None,
+    ) -> ClassClusteringAnswer:
+        """Cluster the crops of all sessions of a class.
+
+        include_identified False: only crops without a student, whose clusters become `Class_<class>_Cluster_<n>`. True:
+        all crops anew; what a person has confirmed stays and names its cluster, every other crop follows its cluster,
+        and provisional students whom that leaves without a crop are deleted.
+
+        >>> FaceCropClusteringService("dlib").cluster_class_crops(class_id=1, include_identified=True).clusters_found
+        2
+        """
+        self._check(create_students=create_students, assign_crops=assign_crops, include_identified=include_identified)
+        with self.context.database.connection() as connection:
+            class_name = catalog.class_by_id(connection, class_id)
+        found = self._cluster(
+            Scope(class_id),
+            lambda connection: clusters.create_class_student(connection, class_id, class_name),
+            include_identified=include_identified,
+            move=include_identified,
+            create_students=create_students,
+            assign_crops=create_students and assign_crops,
+            run_id=run_id,
+        )
+        return ClassClusteringAnswer(class_id=class_id, class_name=class_name, **found)
+
+    def _check(self, **options: bool) -> None:
+        checked(
+            ClassClusteringParameters,
+            embedding_model=self.embedding_model,
+            max_clusters=self.max_clusters,
+            similarity_threshold=self.similarity_threshold,
+            similarity_scale=self.similarity_scale,
+            **options,
+        )
+
+    def _cluster(
+        self,
+        scope: Scope,
+        new_student: Callable[[Connection], int],
+        *,
+        include_identified: bool,
+        move: bool,
+        create_students: bool,
+        assign_crops: bool,
+        run_id: str | None,
+    ) -> dict[str, Any]:
+        """Embed what has no vector yet, then read, decide and write in one transaction under the class's lock.
+
+        move: a crop leaves the student it was given automatically for its cluster's. Returns the answer's fields.
+        """
+        self.context.models.require(self.embedding_model)
+        spec = get_spec(self.embedding_model)
+        embedding = EmbeddingService(self.embedding_model, context=self.context)
+
+        def read(connection: Connection) -> tuple[list[Candidate], dict[int, Candidate]]:
+            everyone = clusters.read_candidates(connection, scope, spec.name)
+            taking_part = (c for c in everyone if c.clusterable and (include_identified or c.student_id is None))
+            return everyone, {crop.id: crop for crop in taking_part}
+
+        with self.context.database.connection() as connection:
+            _, wanted = read(connection)
+        if failed := embedding.embed_missing(list(wanted)):
+            _logger.warning(
+                "%d of %d crops have no vector and stay out of the clusters: ids %s.",
+                *(len(failed), len(wanted), sorted(failed)),
+            )
+
+        with self.context.database.connection() as connection:
+            catalog.lock_class(connection, scope.class_id, self.context.lock_patience_s)
+            everyone, wanted = read(connection)
+            ids, vectors = crops.read_embeddings(connection, spec.name, embedding.version, wanted, spec.dimension)
+            taking_part = [wanted[crop_id] for crop_id in ids]
+            labels, reached = self._labels(taking_part, vectors, spec)
+            groups: list[list[Candidate]] = [[] for _ in range(max(labels, default=-1) + 1)]
+            for crop, label in zip(taking_part, labels, strict=True):
+                groups[label].append(crop)
+
+            # A name that a person gave is worth more than the number of crops that still wait for one.
+            provisional = catalog.provisional_student_ids(connection, scope.class_id)
+            named = {c.student_id for c in everyone if c.student_id is not None} - provisional if move else set()
+            owners_of = partial(
+                cluster_owners, named=named, merged=students.read_merge_targets(connection, scope.class_id)
+            )
+            owners = owners_of(groups, remembered=clusters.read_remembered(connection, scope, spec.name))
+            unknown = unknown_people(groups, owners, move) if create_students else []
+            for label in unknown:
+                owners[label] = new_student(connection)
+            decided = decide_crops(everyone, groups, owners, move) if assign_crops else {}
+
+            to_remember = students_to_remember(owners, owners_of(as_decided(groups, decided)))
+            labels_by_crop = dict(zip(ids, labels, strict=True))
+            clusters.write_clusters(connection, scope, spec.name, labels_by_crop, to_remember)
+            if assign_crops:
+                rows = _assignments(groups, decided, dict(zip(ids, vectors, strict=True)), spec)
+                identities.write_assignments(connection, spec.name, rows, run_id)
+                if move:
+                    catalog.delete_empty_provisional_students(connection, scope.class_id)
+                written = {row.crop_id for row in rows}
+                sessions = {crop.session_id for crop in taking_part if crop.id in written}
+                refresh_attendance(connection, scope.class_id, sessions, spec.name)
+        return {
+            "status": "success",
+            "clusters_found": len(groups),
+            "students_created": len(unknown),
+            "crops_assigned": sum(state == "assigned" for state, _ in decided.values()),
+            "cluster_sizes": {str(label): len(group) for label, group in enumerate(groups)},
+            "max_clusters_reached": reached,
+            "errors": len(wanted) - len(ids),
+        }
+
+    def _labels(
+        self, taking_part: Sequence[Candidate], vectors: NDArray[np.float32], spec: ModelSpec
+    ) -> tuple[list[int], bool]:
+        """The cluster of each crop, and whether max_clusters has merged people."""
+        clustering = agglomerative_clusters(
+            vectors,
+            distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold),
+            cannot_link=np.array([crop.image_id for crop in taking_part], np.int64),
+            must_link=np.array(
+                [FREE if crop.confirmed_student_id is None else crop.confirmed_student_id for crop in taking_part],
+                np.int64,
+            ),
+            max_clusters=self.max_clusters,
+        )
+        return clustering.labels.tolist(), clustering.max_clusters_reached
+
+
+def cluster_owners(
+    groups: Sequence[Sequence[Candidate]],
+    *,
+    named: Collection[int] = (),
+    merged: Collection[int] = (),
+    remembered: Mapping[int, int] | None = None,
+) -> list[int | None]:
+    """Whose each cluster is; no student owns two, but for the `merged`: a person has said that those look so different.
+
+    First the student of its confirmed crops, of whom a cluster holds one at most. Then, where two clusters claim a
+    student the one with more of their crops, then the first: the `named` student with more than half of the crops that
+    named students have in it; the student with more than half of the crops that have a student; the one whom its crops'
+    former clusters `remembered` (crop id -> student id).
+    """
+    owners = [
+        next((c.confirmed_student_id for c in group if c.confirmed_student_id is not None), None) for group in groups
+    ]
+    known = [[crop.student_id for crop in group if crop.student_id is not None] for group in groups]
+    memories = [
+        [student for crop in group if (student := (remembered or {}).get(crop.id)) and crop.may_become(student)]
+        for group in groups
+    ]
+    for claims in (
+        _claims([[student for student in of_group if student in named] for of_group in known], majority=True),
+        _claims(known, majority=True),
+        _claims(memories, majority=False),
+    ):
+        for _, label, student in claims:
+            if owners[label] is None and (student in merged or student not in owners):
+                owners[label] = student
+    return owners
+
+
+def _claims(known: Sequence[Sequence[int]], *, majority: bool) -> list[tuple[int, int, int]]:
+    """(-crops, label, student) of all who have a crop, or more than half, in a cluster; the strongest claim first."""
+    return sorted(
+        (-count, label, student)
+        for label, of_group in enumerate(known)
+        for student, count in Counter(of_group).items()
+        if not majority or 2 * count > len(of_group)
+    )
+
+
+def unknown_people(groups: Sequence[Sequence[Candidate]], owners: Sequence[int | None], move: bool) -> list[int]:
+    """The clusters without a student that have a crop to give to one."""
+    return [
+        label
+        for label, (group, owner) in enumerate(zip(groups, owners, strict=True))
+        if owner is None and any(_waits(crop, move) for crop in group)
+    ]
+
+
+def decide_crops(
+    everyone: Sequence[Candidate], groups: Sequence[Sequence[Candidate]], owners: Sequence[int | None], move: bool
+) -> dict[int, tuple[State, int]]:
+    """What becomes of the crops that do not stay as they are: crop id -> state and student.
+
+    everyone: all crops of the photos, so that nobody is put into a photo that shows them already on another crop; such
+    a crop needs a review. move: crops that were given a student automatically follow their cluster too.
+    """
+    changing = [
+        (crop, owner)
+        for group, owner in zip(groups, owners, strict=True)
+        for crop in group
+        if owner is not None and crop.student_id != owner and _waits(crop, move) and crop.may_become(owner)
+    ]
+    leaving = {crop.id for crop, _ in changing}
+    shown = {(crop.image_id, crop.student_id) for crop in everyone if crop.id not in leaving}
+    decided: dict[int, tuple[State, int]] = {}
+    for crop, owner in changing:
+        decided[crop.id] = ("needs_review" if (crop.image_id, owner) in shown else "assigned", owner)
+        shown.add((crop.image_id, owner))
+    return decided
+
+
+def as_decided(
+    groups: Sequence[Sequence[Candidate]], decided: Mapping[int, tuple[State, int]]
+) -> list[list[Candidate]]:
+    """The clusters' crops as they are after `decide_crops`."""
+
+    def after(crop: Candidate) -> Candidate:
+        if crop.id not in decided:
+            return crop
+        state, student_id = decided[crop.id]
+        return replace(crop, assigned_student_id=student_id if state == "assigned" else None)
+
+    return [[after(crop) for crop in group] for group in groups]
+
+
+def students_to_remember(owners: Sequence[int | None], evident: Sequence[int | None]) -> dict[int, int]:
+    """Label -> student where `evident`, the owners by the crops alone, would not tell: above all, students without crops.
+
+    Only there: what a cluster once was must not speak against what its crops have become since.
+    """
+    return {
+        label: owner
+        for label, (owner, seen) in enumerate(zip(owners, evident, strict=True))
+        if owner is not None and owner != seen
+    }
+
+
+def _waits(crop: Candidate, move: bool) -> bool:
+    """Whether the crop takes a student: no person has spoken about it, and it has none or may change."""
+    return crop.confirmed_student_id is None and not crop.unassigned and (move or crop.student_id is None)
+
+
+def _assignments(
+    groups: Sequence[Sequence[Candidate]],
+    decided: Mapping[int, tuple[State, int]],
+    vectors: Mapping[int, NDArray[np.float32]],
+    spec: ModelSpec,
+) -> list[Assignment]:
+    """The rows of the decided crops, whose evidence is the mean similarity to the cluster's others, and of confirmed ones."""
+    rows: list[Assignment] = []
+    for group in groups:
+        for crop in group:
+            if crop.confirmed_student_id is not None:
+                rows.append(Assignment(crop.id, "assigned", crop.confirmed_student_id, "person", 1.0, 1.0))
+            elif crop.id in decided:
+                others = [vectors[other.id] for other in group if other is not crop]
+                cosine = (
+                    float(cosine_similarity_matrix(vectors[crop.id][None], np.stack(others)).mean()) if others else None
+                )
+                calibrated = None if cosine is None else spec.calibrated(cosine)
+                rows.append(Assignment(crop.id, *decided[crop.id], "cluster", cosine, calibrated))
+    return rows

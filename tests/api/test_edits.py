@@ -1,0 +1,107 @@
+"""What people decide, over HTTP."""
+
+import pytest
+
+API = "/api/attendance"
+DLIB = {"embedding_model": "dlib"}
+
+
+def test_a_student_is_renamed_and_no_longer_provisional(client, school):
+    client.post(f"{API}/classes/{school.class_id}/cluster-crops/", json={**DLIB, "include_identified": True})
+    (eve,) = client.get(f"{API}/students/?provisional=true").json()["results"]
+    renamed = client.patch(f"{API}/students/{eve['id']}/", json={"name": " Eve O'Hara, 伊芙 "})
+    assert renamed.status_code == 200
+    assert renamed.json() == {**eve, "name": "Eve O'Hara, 伊芙", "provisional": False}
+    assert client.get(f"{API}/students/{eve['id']}").json() == renamed.json()
+
+
+def test_a_name_that_another_student_has_is_409(client, school):
+    response = client.patch(f"{API}/students/{school.students['Bob']}/", json={"name": "Ada"})
+    assert response.status_code == 409
+    assert "merge" in response.json()["detail"]
+
+
+NAMES = ["", "  ", "a\nb", "\0", "\x85", "\u2028", "x" * 201, 5, None, ["Ada"]]
+
+
+def test_a_name_that_cannot_be_one_is_422(client, school):
+    for name in NAMES:
+        response = client.patch(f"{API}/students/{school.students['Bob']}/", json={"name": name})
+        assert response.status_code == 422, repr(name)
+        assert response.json()["detail"][0]["loc"] == ["body", "name"]
+
+
+def test_a_crop_is_assigned_taken_back_and_rejected(client, school):
+    crop, ada, bob = school.crops["s1", 0, "Ada"], school.students["Ada"], school.students["Bob"]
+    path = f"{API}/face-crops/{crop}"
+    assigned = client.put(f"{path}/student", json={"student_id": bob, "reason": "the teacher\nsays so"}).json()
+    assert (assigned["student_id"], assigned["confirmed"], assigned["decided_by"]) == (bob, True, "person")
+    taken = client.request("DELETE", f"{path}/student/").json()
+    assert (taken["student_id"], taken["confirmed"], taken["state"]) == (None, False, "no_match")
+    rejected = client.post(f"{path}/reject/", json={"student_id": ada})
+    assert rejected.status_code == 200
+    # What a person has said is honoured by what runs later.
+    client.post(f"{API}/sessions/{school.sessions['s1']}/assign-crops/", json=DLIB)
+    assert client.get(f"{path}/").json()["student_id"] is None
+
+
+def test_decisions_are_kept_with_who_and_why(client, school, database):
+    crop, ada = school.crops["s1", 0, "Ada"], school.students["Ada"]
+    client.put(f"{API}/face-crops/{crop}/student/", json={"student_id": ada, "reason": "seen"})
+    client.delete(f"{API}/face-crops/{crop}/student/", params={"reason": "mistaken"})
+    with database.connection() as connection:
+        kept = connection.execute(
+            "SELECT kind, decided_by, reason FROM decisions WHERE crop_id = %s ORDER BY id", [crop]
+        ).fetchall()
+    assert kept == [("confirm", "api", "seen"), ("unassign", "api", "mistaken")]
+
+
+def test_merged_students_are_one(client, school):
+    ada, bob = school.students["Ada"], school.students["Bob"]
+    kept = client.post(f"{API}/students/{bob}/merge/", json={"into_student_id": ada})
+    assert kept.status_code == 200
+    assert (kept.json()["id"], kept.json()["face_crop_count"]) == (ada, 2)
+    assert [student["id"] for student in client.get(f"{API}/students/").json()["results"]] == [ada]
+    gone = client.get(f"{API}/students/{bob}/")
+    assert gone.status_code == 404
+    assert str(ada) in gone.json()["detail"]
+    assert client.post(f"{API}/students/{ada}/merge/", json={"into_student_id": ada}).status_code == 409
+
+
+def test_a_student_of_another_class_is_409(client, school, embedded_class):
+    zoe = embedded_class.enrol("Other", "Zoe")["Zoe"]
+    crop = school.crops["s1", 0, "Ada"]
+    assert client.put(f"{API}/face-crops/{crop}/student/", json={"student_id": zoe}).status_code == 409
+    assert client.post(f"{API}/face-crops/{crop}/reject/", json={"student_id": zoe}).status_code == 409
+    assert (
+        client.post(f"{API}/students/{zoe}/merge/", json={"into_student_id": school.students["Ada"]}).status_code == 409
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/students/{}/", {"name": "Zoe"}),
+        ("POST", "/students/{}/merge/", {"into_student_id": 999_999}),
+        ("PUT", "/face-crops/{}/student/", {"student_id": 999_999}),
+        ("DELETE", "/face-crops/{}/student/", None),
+        ("POST", "/face-crops/{}/reject/", {"student_id": 999_999}),
+    ],
+)
+def test_edits_of_what_is_not_there_and_bodies_that_cannot_be(client, school, method, path, body):
+    assert client.request(method, API + path.format(999_999), json=body).status_code == 404
+    if body:
+        there = school.students["Ada"] if "students" in path else school.crops["s1", 0, "Ada"]
+        if "name" not in body:
+            assert client.request(method, API + path.format(there), json=body).status_code == 404
+        for wrong in ({}, {**body, "other": 1}, [], dict.fromkeys(body, 2**63), dict.fromkeys(body, True)):
+            assert client.request(method, API + path.format(there), json=wrong).status_code == 422
+        assert client.request(method, API + path.format(there)).status_code == 422
+
+
+@pytest.mark.parametrize("reason", ["\0", "x" * 2001, 5])
+def test_a_reason_that_cannot_be_kept_is_422(client, school, reason):
+    body = {"student_id": school.students["Ada"], "reason": reason}
+    response = client.put(f"{API}/face-crops/{school.crops['s1', 0, 'Ada']}/student/", json=body)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "reason"]

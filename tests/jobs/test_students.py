@@ -1,0 +1,93 @@
+"""The jobs on students, launched as the UI launches them."""
+
+import dagster as dg
+import pytest
+
+from pipelines.definitions import defs
+from pipelines.jobs.students import STUDENT_JOBS
+from pipelines.resources import build_resources
+from pipelines.settings import get_settings
+
+ROSTER = "first_name,last_name,student_id,email\nAda,Lovelace,1,ada@school.org\nBen,Bold,2,\n,,3,\n"
+
+
+@pytest.fixture
+def launch(database):
+    def run(name: str, /, **config: object) -> dg.ExecuteInProcessResult:
+        return defs.resolve_job_def(name).execute_in_process(
+            run_config={"ops": {name: {"config": config}}}, raise_on_error=False
+        )
+
+    return run
+
+
+def response(result: dg.ExecuteInProcessResult) -> dict:
+    assert result.success
+    (output,) = [event.step_output_data for event in result.all_node_events if event.is_successful_output]
+    return output.metadata["response"].value
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    assert not result.success
+    (event,) = [event for event in result.all_node_events if event.is_step_failure]
+    return str(event.event_specific_data.error)
+
+
+def test_a_roster_is_imported_listed_corrected_and_merged(launch, database, tmp_path):
+    path = tmp_path / "roster.csv"
+    path.write_text(ROSTER)
+    imported = response(launch("import_students", class_name="m", path=str(path)))
+    assert (imported["status"], len(imported["added"]), imported["refused"][0]["line"]) == ("partial", 2, 4)
+    ada, ben = (row["student_id"] for row in imported["added"])
+    result = launch("rename_student", student_id=ada, name="Ada King")
+    assert response(result)["student_name"] == "Ada King"
+    with database.connection() as connection:
+        assert connection.execute("SELECT decided_by, run_id FROM decisions").fetchall() == [("dagster", result.run_id)]
+    assert response(launch("merge_students", student_id=ben, into_student_id=ada))["student_id"] == ada
+    (student,) = response(launch("list_students", class_name="m"))["students"]
+    assert student == {
+        "id": ada,
+        "name": "Ada King",
+        "provisional": False,
+        "student_number": "1",
+        "email": "ada@school.org",
+        "crops": 0,
+        "sessions_present": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("rename_student", {"student_id": 99, "name": "Ann"}, "There is no student 99."),
+        ("merge_students", {"student_id": 98, "into_student_id": 99}, "There is no student 99."),
+        ("list_students", {"class_name": "nowhere"}, "There is no class 'nowhere'"),
+        ("import_students", {"class_name": "m", "path": "none.csv"}, "none.csv cannot be read"),
+    ],
+)
+def test_a_mistake_fails_the_run_with_one_sentence(launch, name, config, words):
+    assert words in failure(launch(name, **config))
+
+
+def test_a_number_out_of_range_is_refused_with_the_range(launch):
+    assert "student_id cannot be used: Input should be greater than or equal to 1" in failure(
+        launch("rename_student", student_id=0, name="Ann")
+    )
+
+
+def test_the_jobs_load_together():
+    # Unlike resolving one job, this refuses definitions that share a name.
+    dg.Definitions.validate_loadable(
+        dg.Definitions(jobs=list(STUDENT_JOBS.values()), resources=build_resources(get_settings()))
+    )
+
+
+@pytest.mark.parametrize("job", STUDENT_JOBS.values(), ids=lambda job: job.name)
+def test_every_job_says_what_it_is(job):
+    assert job.description
+    assert job.tags == {"domain": "attendance", "pii": "true"}
+    (node,) = job.nodes
+    assert node.name == job.name
+    fields = node.definition.config_schema.as_field().config_type.fields
+    assert fields
+    assert all(field.description for field in fields.values())
