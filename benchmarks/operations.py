@@ -198,7 +198,7 @@ def serve(probes: Sequence[int], arguments: argparse.Namespace) -> Table:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.cli", "api", "--port", str(port)]
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "api", "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until_it_answers(port, server)

@@ -119,6 +119,19 @@ def read_identities(connection: Connection, class_id: int, model: str) -> dict[i
     return dict(rows.fetchall())
 
 
+def student_of_crop(connection: Connection, crop_id: int, model: str) -> tuple[int, str] | None:
+    """Id and name of the student of a crop of a present photo; None where it has none."""
+    return connection.execute(
+        """SELECT st.id, st.name FROM face_crops f
+        JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'
+        JOIN students st ON st.id = coalesce(c.student_id, a.student_id)
+        WHERE f.id = %s""",
+        [model, crop_id],
+    ).fetchone()
+
+
 def students_in_photos(connection: Connection, model: str, image_ids: Collection[int]) -> dict[int, set[int]]:
     """The students whom these photos show already, by photo."""
     shown: dict[int, set[int]] = {}

@@ -58,18 +58,18 @@ class FaceCropAssignmentService:
     def assign_crop(self, crop_id: int, auto_commit: bool = True, run_id: str | None = None) -> AssignmentAnswer:
         """Say who one crop shows.
 
-        A crop that has a student already keeps it. One that a person has taken a student off is decided anew, for
-        it was asked for by its id.
+        A crop that has a student already keeps it. One that a person has taken the student off gets a suggestion
+        (needs_review), which is not written.
         """
         with self.context.database.connection() as connection:
             class_id = catalog.class_of_crop(connection, crop_id)
         if answers := self._assign(class_id, auto_commit, run_id, crop_id=crop_id):
             return answers[0]
         with self.context.database.connection() as connection:
-            student_id = identities.read_identities(connection, class_id, self.embedding_model).get(crop_id)
-            if student_id is None:
-                raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
-            name = catalog.student_names(connection, class_id)[student_id]
+            student = identities.student_of_crop(connection, crop_id, self.embedding_model)
+        if student is None:
+            raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
+        student_id, name = student
         return AssignmentAnswer(status="already_assigned", crop_id=crop_id, student_id=student_id, student_name=name)
 
     def assign_session_crops(
@@ -151,13 +151,13 @@ class FaceCropAssignmentService:
                 if auto_commit:
                     catalog.lock_class(connection, class_id, self.context.lock_patience_s)
                 probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
-                gallery = identities.read_gallery(connection, class_id, model)
+                gallery = identities.read_gallery(connection, class_id, model) if probes else []
                 table = _Table(connection, get_spec(model), embedding.version, class_id)
                 probe_vectors = table.vectors(probe.crop_id for probe in probes)
                 gallery_vectors = table.vectors(g.crop_id for g in gallery)
                 bare = {p.crop_id for p in probes}.difference(probe_vectors[0])
                 bare |= {g.crop_id for g in gallery}.difference(gallery_vectors[0])
-                if failed is not None or not bare or not probes:
+                if failed is not None or not bare:
                     matches = self._match(table, probes, probe_vectors, gallery, gallery_vectors)
                     if auto_commit:
                         changed = identities.write_confirmed(
@@ -340,15 +340,14 @@ def _nearest(similarity: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     The k largest lie in the k blocks of columns with the largest maxima: a tenth of the time of a partition of whole rows.
     """
     rows, columns = similarity.shape
-    if not similarity.size:
-        return np.empty((rows, 0), dtype=np.intp)
     k = min(k, columns)
-    size = max(1, round(columns**0.5))
-    blocks = -(-columns // size)
-    padded = np.full((rows, blocks * size), -np.inf, similarity.dtype)
-    padded[:, :columns] = similarity
-    maxima = padded.reshape(rows, blocks, size).max(axis=2)
+    if not similarity.size:
+        return np.empty((rows, k), dtype=np.intp)
+    size = round(columns**0.5)
+    maxima = np.maximum.reduceat(similarity, np.arange(0, columns, size), axis=1)
     best = np.sort(np.argsort(-maxima, axis=1, kind="stable")[:, :k], axis=1)
     candidates = (best[..., None] * size + np.arange(size)).reshape(rows, -1)
-    order = np.argsort(-np.take_along_axis(padded, candidates, axis=1), axis=1, kind="stable")[:, :k]
+    values = np.take_along_axis(similarity, np.minimum(candidates, columns - 1), axis=1)
+    values[candidates >= columns] = -np.inf  # beyond the end of the last block
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(candidates, order, axis=1)

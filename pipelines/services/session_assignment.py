@@ -119,13 +119,15 @@ class _SessionRun:
         self.index = {crop_id: i for i, crop_id in enumerate(ids)}
         self.photo = {crop_id: row.image_id for crop_id, row in rows.items()}
         self.usable = {crop_id for crop_id, row in rows.items() if row.usable}
-        self.clusters = clusters.read_clusters(connection, Scope(class_id, session_id), spec.name)
+        scope = Scope(class_id, session_id)
+        self.clusters = clusters.read_clusters(connection, scope, spec.name)
         self.rejected: dict[int, set[int]] = defaultdict(set)
         for crop_id, student_id in decisions.read_rejected(connection, list(rows)):
             self.rejected[crop_id].add(student_id)
         self.merged_together = students.read_merge_targets(connection, class_id)
         # Where a photo shows both of two students who were merged, one face of it is in doubt, and still theirs.
-        prior = decisions.read_doubted(connection, spec.name, ids, self.merged_together)
+        prior = clusters.read_remembered(connection, scope, spec.name)
+        prior |= decisions.read_doubted(connection, spec.name, ids, self.merged_together)
         prior |= identities.read_prior_students(connection, spec.name, ids)
         self.prior = {
             crop_id: student_id for crop_id, student_id in prior.items() if student_id not in self.rejected[crop_id]

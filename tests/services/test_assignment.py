@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pipelines.database import crops
 from pipelines.errors import ClassBusyError, ParameterError, UnknownIdError, WeightsError
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import parse_session_key
 from pipelines.resources.embedding.registry import get_spec
-from pipelines.services.assignment import FaceCropAssignmentService
+from pipelines.services.assignment import FaceCropAssignmentService, _nearest
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
 from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
@@ -344,3 +347,14 @@ def test_an_empty_session_and_an_empty_gallery(embedded_class, database):
         connection.execute("DELETE FROM face_crops")
     answer = service().assign_session_crops(session_id)
     assert (answer.status, answer.total_crops, answer.results) == ("success", 0, [])
+
+
+@given(
+    arrays(
+        np.float32, st.tuples(st.integers(0, 4), st.integers(0, 40)), elements=st.sampled_from([-np.inf, -1, 0, 0.5, 1])
+    ),
+    st.integers(1, 20),
+)
+def test_the_nearest_are_those_that_sorting_gives(similarity, k):
+    expected = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(_nearest(similarity, k), expected)

@@ -8,6 +8,7 @@ from pipelines.database import catalog, clusters
 from pipelines.database.clusters import Scope
 from pipelines.partitions import parse_session_key
 from pipelines.services.attendance import AttendanceService
+from pipelines.services.clustering import FaceCropClusteringService
 from pipelines.services.session_assignment import AssignmentConfig, AssignmentReport, SessionAssignmentService
 from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
@@ -329,3 +330,15 @@ def test_a_doubtful_face_makes_its_student_unsure_and_a_removed_photo_absent(mad
     service.register_session(parse_session_key("m__1"))
     # Without a photo nobody was looked for.
     assert service.register("m").cells == {}
+
+
+def test_students_that_were_made_without_assignments_are_the_ones_a_run_assigns(embedded_class, database):
+    embedded_class.session("m__1", [["ann", "bob"], ["ann"]])
+    with database.connection() as connection:
+        session_id = catalog.find_session(connection, parse_session_key("m__1")).id
+    FaceCropClusteringService("dlib").cluster_session_crops(session_id, assign_crops=False)
+    made = student_names(database, "m")
+    assert len(made) == 2
+    service = SessionAssignmentService(database, "dlib", embedded_class.version)
+    assert service.assign_session(parse_session_key("m__1"), AssignmentConfig()).students_created == 0
+    assert student_names(database, "m") == made

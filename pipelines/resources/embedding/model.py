@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +94,19 @@ def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32] | EmbeddingError:
     return vector / norm
 
 
-@lru_cache(maxsize=4)
+_loading = Lock()  # two threads that want a model at once would load it twice
+
+
 def load_model(spec: ModelSpec, engine: EngineName, batch_size: int, weights: WeightsStatus) -> EmbeddingModel:
     """The model in memory, loaded once per process and again when its weights file has changed.
 
     weights: from `require_weights`, so that missing ones are found before any work starts.
     """
+    with _loading:
+        return _load_model(spec, engine, batch_size, weights)
+
+
+@lru_cache(maxsize=4)
+def _load_model(spec: ModelSpec, engine: EngineName, batch_size: int, weights: WeightsStatus) -> EmbeddingModel:
     network = load_engine(engine, spec, weights, batch_size)
     return EmbeddingModel(spec, version_string(spec, engine, weights), network, batch_size)
