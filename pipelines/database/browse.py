@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import dict_row
@@ -18,14 +18,14 @@ class Page:
     rows: list[Row]
 
 
-_CLASSES: LiteralString = """
+_CLASSES: str = """
     SELECT c.id, c.name, c.active_model,
         (SELECT count(*) FROM sessions s WHERE s.class_id = c.id AND NOT s.is_enrolment) AS session_count,
         (SELECT count(*) FROM students t WHERE t.class_id = c.id AND t.merged_into IS NULL) AS student_count
     FROM classes c
     WHERE (%(id)s::bigint IS NULL OR c.id = %(id)s)"""
 
-_SESSIONS: LiteralString = """
+_SESSIONS: str = """
     SELECT s.id, s.class_id, s.name, s.is_enrolment, s.held_on,
         (SELECT count(*) FROM images i WHERE i.session_id = s.id AND i.removed_at IS NULL) AS image_count,
         (SELECT count(*) FROM face_crops f JOIN images i ON i.id = f.image_id
@@ -33,7 +33,7 @@ _SESSIONS: LiteralString = """
     FROM sessions s
     WHERE (%(id)s::bigint IS NULL OR s.id = %(id)s) AND (%(class_id)s::bigint IS NULL OR s.class_id = %(class_id)s)"""
 
-_IMAGES: LiteralString = """
+_IMAGES: str = """
     SELECT i.id, i.session_id, s.class_id, i.path, i.width, i.height, i.size_bytes, i.taken_at, i.student_id,
         i.refused_reason, i.searched_with IS NOT NULL AS searched,
         CASE WHEN i.refused_reason IS NULL THEN (SELECT count(*) FROM face_crops f WHERE f.image_id = i.id) ELSE 0 END
@@ -43,7 +43,7 @@ _IMAGES: LiteralString = """
         AND (%(session_id)s::bigint IS NULL OR i.session_id = %(session_id)s)"""
 
 # Who a crop shows: what a person has confirmed, else the assignment by the class's active model.
-_CROPS: LiteralString = """
+_CROPS: str = """
     SELECT f.id, f.image_id, i.session_id, s.class_id, f.x, f.y, f.width, f.height, f.confidence, f.sharpness, f.yaw,
         f.usable, f.unusable_reasons, f.crop_path, st.id AS student_id, st.name AS student_name, st.provisional,
         k.crop_id IS NOT NULL AS confirmed, CASE WHEN k.crop_id IS NULL THEN a.state ELSE 'assigned' END AS state,
@@ -64,7 +64,7 @@ _CROPS: LiteralString = """
         AND (%(student_id)s::bigint IS NULL OR st.id = %(student_id)s)
         AND (%(identified)s::boolean IS NULL OR (st.id IS NOT NULL) = %(identified)s)"""
 
-_STUDENTS: LiteralString = """
+_STUDENTS: str = """
     SELECT t.id, t.class_id, t.name, t.provisional, t.student_number, t.email
     FROM students t
     WHERE t.merged_into IS NULL AND (%(id)s::bigint IS NULL OR t.id = %(id)s)
@@ -162,7 +162,7 @@ def _with_counts(connection: Connection, rows: Sequence[Row]) -> list[Row]:
     return [{**row, "face_crop_count": counts.get(row["id"], 0)} for row in rows]
 
 
-def _page(connection: Connection, query: LiteralString, filters: Row, limit: int, offset: int) -> Page:
+def _page(connection: Connection, query: str, filters: Row, limit: int, offset: int) -> Page:
     parameters = {**filters, "id": None, "limit": limit, "offset": offset}
     count = f"SELECT count(*) FROM ({query}) q"  # noqa: S608 - only constants are put in
     total = connection.execute(count, parameters).fetchone()
@@ -172,6 +172,6 @@ def _page(connection: Connection, query: LiteralString, filters: Row, limit: int
     return Page(total[0], rows)
 
 
-def _one(connection: Connection, query: LiteralString, filters: Row) -> Row | None:
+def _one(connection: Connection, query: str, filters: Row) -> Row | None:
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query, filters).fetchone()

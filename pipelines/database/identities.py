@@ -4,8 +4,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.rows import class_row
+
+from pipelines.database.crops import embeddings_table
 
 State = Literal["assigned", "no_match", "needs_review"]
 DecidedBy = Literal["person", "knn", "cluster"]
@@ -45,9 +47,11 @@ class Probe:
     taken_off: bool
 
 
-# What one crop, one session, or else all sessions of a class are; portraits are asked for by their own ids only.
-_IN_SCOPE = """CASE WHEN %(crop)s::bigint IS NOT NULL THEN f.id = %(crop)s
-    WHEN %(session)s::bigint IS NOT NULL THEN s.id = %(session)s ELSE NOT s.is_enrolment END"""
+def _in_scope(session_id: int | None, crop_id: int | None) -> str:
+    """What one crop, one session, or else all sessions of a class are; portraits are asked for by their own ids only."""
+    if crop_id is not None:
+        return "f.id = %(crop)s"
+    return "NOT s.is_enrolment" if session_id is None else "s.id = %(session)s"
 
 
 def read_probes(
@@ -61,7 +65,7 @@ def read_probes(
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id
-            WHERE {_IN_SCOPE}
+            WHERE {_in_scope(session_id, crop_id)}
             AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id)
             AND NOT EXISTS (
                 SELECT 1 FROM assignments a WHERE a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
@@ -90,7 +94,7 @@ def write_confirmed(
             JOIN face_crops f ON f.id = c.crop_id
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
-            WHERE {_IN_SCOPE}
+            WHERE {_in_scope(session_id, crop_id)}
             ON CONFLICT (crop_id, model) DO UPDATE SET
                 state = 'assigned', student_id = excluded.student_id, decided_by = 'person', cosine_similarity = 1,
                 similarity = 1, runner_up_id = NULL, runner_up_cosine_similarity = NULL, run_id = excluded.run_id,
@@ -147,6 +151,16 @@ def students_in_photos(connection: Connection, model: str, image_ids: Collection
     return shown
 
 
+# The class's identified crops `f`, whose student is st: all confirmed ones, and usable assigned ones outside the session.
+_GALLERY: str = """face_crops f
+    JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+    JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+    LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+    LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
+        AND f.usable AND s.id IS DISTINCT FROM %(session)s::bigint
+    JOIN students st ON st.id = coalesce(c.student_id, a.student_id)"""
+
+
 def read_gallery(
     connection: Connection, class_id: int, model: str, *, without_session: int | None = None
 ) -> list[GalleryCrop]:
@@ -156,17 +170,40 @@ def read_gallery(
     """
     with connection.cursor(row_factory=class_row(GalleryCrop)) as cursor:
         return cursor.execute(
-            """SELECT f.id AS crop_id, st.id AS student_id, st.provisional, c.student_id IS NOT NULL AS confirmed
-            FROM face_crops f
-            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
-            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
-            LEFT JOIN confirmed_crops c ON c.crop_id = f.id
-            LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
-                AND f.usable AND s.id IS DISTINCT FROM %(session)s::bigint
-            JOIN students st ON st.id = coalesce(c.student_id, a.student_id)
-            ORDER BY f.id""",
+            f"""SELECT f.id AS crop_id, st.id AS student_id, st.provisional, c.student_id IS NOT NULL AS confirmed
+            FROM {_GALLERY} ORDER BY f.id""",  # noqa: S608 - only a constant is put in
             {"class": class_id, "model": model, "session": without_session},
         ).fetchall()
+
+
+def nearest_in_gallery(
+    connection: Connection, class_id: int, model: str, version: str, crop_id: int, k: int
+) -> list[tuple[int, int, float | None]]:
+    """The k identified crops nearest to one crop, and each student's nearest: (crop, student, cosine similarity).
+
+    By student, then crop. All crops without a vector come too, with None; of a student whom a person has rejected for
+    this crop there are none. For one crop this is far less to read than all of the gallery's vectors.
+    """
+    query = sql.SQL(
+        """WITH gallery AS MATERIALIZED (
+            SELECT f.id AS crop_id, st.id AS student_id, (1 - (e.embedding <=> p.embedding))::real AS cosine
+            FROM {gallery}
+            LEFT JOIN {vectors} e ON e.crop_id = f.id AND e.version = %(version)s
+            LEFT JOIN {vectors} p ON p.crop_id = %(crop)s AND p.version = %(version)s
+            WHERE NOT EXISTS (
+                SELECT 1 FROM rejected_students r WHERE r.crop_id = %(crop)s AND r.student_id = st.id
+            )
+        ), compared AS (SELECT * FROM gallery WHERE cosine IS NOT NULL)
+        SELECT crop_id, student_id, cosine FROM gallery
+        WHERE cosine IS NULL
+        OR crop_id IN (SELECT crop_id FROM compared ORDER BY cosine DESC, student_id, crop_id LIMIT %(k)s)
+        OR crop_id IN (
+            SELECT DISTINCT ON (student_id) crop_id FROM compared ORDER BY student_id, cosine DESC, crop_id
+        )
+        ORDER BY student_id, crop_id"""
+    ).format(gallery=sql.SQL(_GALLERY), vectors=embeddings_table(model))
+    parameters = {"class": class_id, "model": model, "session": None, "version": version, "crop": crop_id, "k": k}
+    return connection.execute(query, parameters).fetchall()
 
 
 def read_prior_students(connection: Connection, model: str, crop_ids: Sequence[int]) -> dict[int, int]:

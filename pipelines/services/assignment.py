@@ -1,15 +1,15 @@
 """Say who face crops show: the k nearest identified crops of the class vote."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection
 
 from pipelines.database import catalog, crops, decisions, identities
-from pipelines.database.identities import Assignment, GalleryCrop, Probe
+from pipelines.database.identities import Assignment, Probe
 from pipelines.errors import PhotoError, UnknownIdError
 from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
@@ -61,24 +61,21 @@ class FaceCropAssignmentService:
         A crop that has a student already keeps it. One that a person has taken the student off gets a suggestion
         (needs_review), which is not written.
         """
-        with self.context.database.connection() as connection:
-            class_id = catalog.class_of_crop(connection, crop_id)
-        if answers := self._assign(class_id, auto_commit, run_id, crop_id=crop_id):
-            return answers[0]
-        with self.context.database.connection() as connection:
-            student = identities.student_of_crop(connection, crop_id, self.embedding_model)
-        if student is None:
-            raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
-        student_id, name = student
-        return AssignmentAnswer(status="already_assigned", crop_id=crop_id, student_id=student_id, student_name=name)
+        (answer,) = self._assign(
+            lambda connection: catalog.class_of_crop(connection, crop_id), auto_commit, run_id, crop_id=crop_id
+        )
+        return answer
 
     def assign_session_crops(
         self, session_id: int, auto_commit: bool = True, run_id: str | None = None
     ) -> SessionAssignmentAnswer:
         """Say who the crops of a session show that have no student yet."""
-        with self.context.database.connection() as connection:
-            class_id = catalog.session_by_id(connection, session_id).class_id
-        answers = self._assign(class_id, auto_commit, run_id, session_id=session_id)
+        answers = self._assign(
+            lambda connection: catalog.session_by_id(connection, session_id).class_id,
+            auto_commit,
+            run_id,
+            session_id=session_id,
+        )
         return SessionAssignmentAnswer(session_id=session_id, **self._summary(answers, auto_commit))
 
     def assign_class_crops(
@@ -88,9 +85,12 @@ class FaceCropAssignmentService:
 
         All are matched with the crops that were identified before: the result does not depend on their order.
         """
-        with self.context.database.connection() as connection:
+
+        def find_class(connection: Connection) -> int:
             catalog.class_by_id(connection, class_id)
-        answers = self._assign(class_id, auto_commit, run_id)
+            return class_id
+
+        answers = self._assign(find_class, auto_commit, run_id)
         return ClassAssignmentAnswer(class_id=class_id, **self._summary(answers, auto_commit))
 
     def similar_crops(self, crop_id: int, limit: int = 10) -> SimilarCropsAnswer:
@@ -134,7 +134,7 @@ class FaceCropAssignmentService:
 
     def _assign(
         self,
-        class_id: int,
+        find_class: Callable[[Connection], int],
         auto_commit: bool,
         run_id: str | None,
         *,
@@ -148,47 +148,29 @@ class FaceCropAssignmentService:
         failed: dict[int, str] | None = None
         while True:
             with self.context.database.connection() as connection:
+                class_id = find_class(connection)
                 if auto_commit:
                     catalog.lock_class(connection, class_id, self.context.lock_patience_s)
-                probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
-                gallery = identities.read_gallery(connection, class_id, model) if probes else []
                 table = _Table(connection, get_spec(model), embedding.version, class_id)
-                probe_vectors = table.vectors(probe.crop_id for probe in probes)
-                gallery_vectors = table.vectors(g.crop_id for g in gallery)
-                bare = {p.crop_id for p in probes}.difference(probe_vectors[0])
-                bare |= {g.crop_id for g in gallery}.difference(gallery_vectors[0])
-                if failed is not None or not bare:
-                    matches = self._match(table, probes, probe_vectors, gallery, gallery_vectors)
+                probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
+                compared = table.compare([probe.crop_id for probe in probes], self.k)
+                if failed is not None or not compared.bare:
+                    matches = self._match(table, probes, compared)
                     if auto_commit:
                         changed = identities.write_confirmed(
                             connection, class_id, model, session_id=session_id, crop_id=crop_id, run_id=run_id
                         )
                         self._write(table, probes, matches, changed, run_id)
+                    if crop_id is not None and not probes:
+                        return [_already_assigned(connection, crop_id, model)]
                     return [self._answer(table, probe, matches.get(probe.crop_id), failed or {}) for probe in probes]
             # Not under the lock, for networks take their time; what has no vector afterwards cannot have one.
-            failed = embedding.embed_missing(sorted(bare))
+            failed = embedding.embed_missing(sorted(compared.bare))
 
-    def _match(
-        self,
-        table: "_Table",
-        probes: Sequence[Probe],
-        probe_vectors: _Vectors,
-        gallery: Sequence[GalleryCrop],
-        gallery_vectors: _Vectors,
-    ) -> dict[int, "_Match"]:
+    def _match(self, table: "_Table", probes: Sequence[Probe], compared: "_Compared") -> dict[int, "_Match"]:
         """What was found for each crop that has a vector."""
         photo_of = {probe.crop_id: probe.image_id for probe in probes}
-        student_of = {g.crop_id: g.student_id for g in gallery}
-        ids, vectors = probe_vectors
-        gallery_ids = np.array(gallery_vectors[0], dtype=np.int64)
-        students = np.array([student_of[crop_id] for crop_id in gallery_vectors[0]], dtype=np.int64)
-        # A student's crops side by side: the voting needs them so, and here it costs least.
-        by_student = np.argsort(students, kind="stable")
-        gallery_ids, students = gallery_ids[by_student], students[by_student]
-        similarity = cosine_similarity_matrix(vectors, gallery_vectors[1][by_student])
-        row_of = {crop_id: row for row, crop_id in enumerate(ids)}
-        for crop_id, student_id in decisions.read_rejected(table.connection, ids):
-            similarity[row_of[crop_id], students == student_id] = -np.inf
+        ids, gallery_ids, students, similarity, _ = compared
         voting: Literal["majority", "best"] = "majority" if self.use_voting else "best"
         votes = knn_votes(similarity, students, self.k, self._threshold(table.spec), voting)
         photos = [photo_of[crop_id] for crop_id in ids]
@@ -279,6 +261,14 @@ class FaceCropAssignmentService:
         }
 
 
+def _already_assigned(connection: Connection, crop_id: int, model: str) -> AssignmentAnswer:
+    student = identities.student_of_crop(connection, crop_id, model)
+    if student is None:
+        raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
+    student_id, name = student
+    return AssignmentAnswer(status="already_assigned", crop_id=crop_id, student_id=student_id, student_name=name)
+
+
 @dataclass(frozen=True)
 class _Match:
     """What was decided about one crop, and its k nearest identified crops."""
@@ -301,6 +291,21 @@ class _Match:
         )
 
 
+class _Compared(NamedTuple):
+    """Crops beside a gallery.
+
+    ids: the n crops that have a vector, ascending. gallery_ids, students: (m,), a student's crops side by side.
+    similarity: (n, m) float32 cosine similarities, -inf where a person has said that the crop is not the student.
+    bare: crops of both sides without a vector, perhaps with some that have one.
+    """
+
+    ids: list[int]
+    gallery_ids: NDArray[np.int64]
+    students: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    bare: set[int]
+
+
 class _Table:
     """A class's vectors by one model, and its students' names."""
 
@@ -314,6 +319,43 @@ class _Table:
     def vectors(self, crop_ids: Iterable[int]) -> _Vectors:
         """The ids that have a vector, and (n, dimension) of these."""
         return crops.read_embeddings(self.connection, self.spec.name, self.version, crop_ids, self.spec.dimension)
+
+    def compare(self, crop_ids: Sequence[int], k: int) -> "_Compared":
+        """The crops beside the class's gallery: one crop by a query, many in memory, where a crop costs far less.
+
+        For one crop only those of the gallery are given that k votes and the runner-up depend on.
+        """
+        if len(crop_ids) == 1:
+            return self._compare_by_query(crop_ids[0], k)
+        gallery = identities.read_gallery(self.connection, self.class_id, self.spec.name) if crop_ids else []
+        student_of = {g.crop_id: g.student_id for g in gallery}
+        ids, vectors = self.vectors(crop_ids)
+        found, gallery_vectors = self.vectors(student_of)
+        bare = {*crop_ids, *student_of}.difference(ids, found)
+        gallery_ids = np.array(found, dtype=np.int64)
+        students = np.array([student_of[crop_id] for crop_id in found], dtype=np.int64)
+        # A student's crops side by side: the voting needs them so, and here it costs least.
+        by_student = np.argsort(students, kind="stable")
+        gallery_ids, students = gallery_ids[by_student], students[by_student]
+        similarity = cosine_similarity_matrix(vectors, gallery_vectors[by_student])
+        row_of = {crop_id: row for row, crop_id in enumerate(ids)}
+        for crop_id, student_id in decisions.read_rejected(self.connection, ids):
+            similarity[row_of[crop_id], students == student_id] = -np.inf
+        return _Compared(ids, gallery_ids, students, similarity, bare)
+
+    def _compare_by_query(self, crop_id: int, k: int) -> "_Compared":
+        model = self.spec.name
+        ids = sorted(crops.crops_with_embedding(self.connection, model, self.version, [crop_id]))
+        rows = identities.nearest_in_gallery(self.connection, self.class_id, model, self.version, crop_id, k)
+        compared = [row for row in rows if row[2] is not None]
+        bare = {other for other, _, cosine in rows if cosine is None} if ids else {crop_id, *(row[0] for row in rows)}
+        return _Compared(
+            ids,
+            np.array([row[0] for row in compared], dtype=np.int64),
+            np.array([row[1] for row in compared], dtype=np.int64),
+            np.array([[row[2] for row in compared]] * len(ids), dtype=np.float32).reshape(len(ids), len(compared)),
+            bare,
+        )
 
     def neighbours(
         self, crop_ids: NDArray[np.int64], students: NDArray[np.int64], cosines: NDArray[np.float32]

@@ -288,6 +288,34 @@ def test_the_batch_finds_the_neighbour_that_a_query_finds(embedded_class, databa
             assert [n.crop_id for n in result.k_nearest] == [nearest]
 
 
+@pytest.mark.parametrize("use_voting", [True, False])
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_one_crop_is_judged_as_it_is_in_a_batch(embedded_class, database, k, use_voting):
+    """One crop is compared by a query, many in memory."""
+    people = [f"student {n}" for n in range(6)]
+    students = embedded_class.enrol("m", *people)
+    class_id, _ = ids(database, "m__enrol")
+    embedded_class.session("m__1", [people] * 3, distance=0.03)
+    service().assign_class_crops(class_id)
+    made = embedded_class.session("m__2", [[person] for person in (*people, "guest")], distance=0.03)
+    with database.connection() as connection:
+        connection.execute(
+            """INSERT INTO decisions (class_id, kind, crop_id, student_id, decided_by)
+            VALUES (%s, 'not_this_student', %s, %s, 'teacher')""",
+            [class_id, made[0, "student 0"], students["student 0"]],
+        )
+    for threshold in (0, 0.6, 0.93):
+        judge = service(k=k, use_voting=use_voting, similarity_threshold=threshold)
+        batch = judge.assign_class_crops(class_id, auto_commit=False).results
+        assert len(batch) == 7
+        for expected in batch:
+            single = judge.assign_crop(expected.crop_id, auto_commit=False)
+            assert [n.crop_id for n in single.k_nearest] == [n.crop_id for n in expected.k_nearest]
+            assert single.confidence == pytest.approx(expected.confidence, abs=1e-5)
+            plain = {"k_nearest", "confidence", "similarity", "cosine_similarity"}
+            assert single.model_dump(exclude=plain) == expected.model_dump(exclude=plain)
+
+
 def test_similar_crops_come_with_and_without_a_student(embedded_class, database):
     embedded_class.enrol("m", "ann", "bob")
     made = embedded_class.session("m__1", [["ann", "cem"], ["ann"], ["ann"], ["cem"]])
