@@ -37,8 +37,10 @@ _PROPOSAL_THRESHOLD, _REFINED_THRESHOLD, _CANDIDATE_THRESHOLD = 0.6, 0.7, 0.6
 # The median face of a photo that is the right way up. Of labelled photos on their side the median was 0.92 at most; a
 # drawing without any face, looked at sideways, had one of 0.90.
 _CLEAR_CONFIDENCE = 0.98
+# Share of white pixels from which a photo without a clear face is looked at again with its contrast restored.
+_WASHED_OUT = 0.25
 # Part of the version string: raise it with every change to the code here that changes what is found.
-_CASCADE = 1
+_CASCADE = 2
 
 # Where MTCNN sees the five points of a face, as fractions of the box (mean of 293 mostly frontal faces).
 _MEAN_FACE = np.array([[0.25, 0.39], [0.72, 0.39], [0.48, 0.60], [0.28, 0.76], [0.69, 0.76]], dtype=np.float32)
@@ -146,7 +148,10 @@ class _Mtcnn:
         self._onet = _network("onet", "conv pool3 conv pool3valid conv pool2 conv flatten dense", 48)
 
     def find(self, photo: NDArray[np.uint8], min_face_px: int, min_confidence: float) -> _Found:
-        """Faces of at least `min_confidence`, in the photo as it is or, if they are not clear, turned."""
+        """Faces of at least `min_confidence`, in the photo as it is or, if there are none that are clear, turned.
+
+        Where there is none in an overexposed photo, what little contrast it has is restored and looked at.
+        """
         best = self._look(photo, min_face_px, min_confidence)
         if best.is_clear():
             return best
@@ -155,6 +160,8 @@ class _Mtcnn:
             seen = self._look(turned, min_face_px, min_confidence)
             if seen.is_clear() and seen.confidences.sum() > best.confidences.sum():
                 best = _turn_back(seen, photo.shape[1], photo.shape[0], quarter_turns)
+        if not len(best.confidences) and (photo.min(axis=2) >= 250).mean() >= _WASHED_OUT:
+            return self._look(_with_contrast(photo), min_face_px, min_confidence)
         return best
 
     def _look(self, photo: NDArray[np.uint8], min_face_px: int, min_confidence: float) -> _Found:
@@ -354,6 +361,20 @@ def _suppress(corners: Floats, scores: Floats, max_overlap: float, *, of_smaller
         whole = np.minimum(areas[best], areas[order]) if of_smaller else areas[best] + areas[order] - common
         order = order[common <= max_overlap * whole]
     return np.array(kept, dtype=np.intp)
+
+
+def _with_contrast(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A grey version of an overexposed photo, in which what is nearly white can be told from what is white.
+
+    Of each pixel the darkest channel, which was the last to saturate; then Zuiderveld, "Contrast limited adaptive
+    histogram equalization", 1994. Of a group photo with pure white skin it gives five faces of seven instead of none.
+    """
+    import cv2
+
+    darkest = (255 * (photo.min(axis=2) / np.float32(255)) ** 4).astype(np.uint8)
+    smooth = cv2.GaussianBlur(darkest, (0, 0), max(photo.shape) / 500)  # blocks of JPEG show at such contrast
+    grey = cv2.createCLAHE(clipLimit=2, tileGridSize=(8, 8)).apply(smooth)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _turn_back(found: _Found, width: int, height: int, quarter_turns: int) -> _Found:
