@@ -53,7 +53,7 @@ _CROPS: str = """
     JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
     JOIN sessions s ON s.id = i.session_id
     JOIN classes c ON c.id = s.class_id
-    LEFT JOIN confirmed_crops k ON k.crop_id = f.id
+    LEFT JOIN confirmed_crops k ON k.crop_id = f.id AND k.class_id = s.class_id
     LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = c.active_model
     LEFT JOIN students st ON st.id = coalesce(k.student_id, CASE WHEN a.state = 'assigned' THEN a.student_id END)
     LEFT JOIN students ca ON ca.id = a.student_id AND a.state = 'needs_review' AND k.crop_id IS NULL

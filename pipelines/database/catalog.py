@@ -209,19 +209,23 @@ def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
         """WITH present AS (
             SELECT f.id AS crop_id FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
         )
         SELECT st.id FROM students st
-        WHERE st.class_id = %s AND st.merged_into IS NULL AND st.student_number IS NULL AND st.email IS NULL
+        WHERE st.class_id = %(class)s AND st.merged_into IS NULL AND st.student_number IS NULL AND st.email IS NULL
         AND EXISTS (
             SELECT 1 FROM decisions d JOIN students named ON named.id = d.student_id
             WHERE d.decided_by = 'enrolment' AND coalesce(named.merged_into, named.id) = st.id
         )
-        AND NOT EXISTS (SELECT 1 FROM confirmed_crops c JOIN present USING (crop_id) WHERE c.student_id = st.id)
+        AND NOT EXISTS (
+            SELECT 1 FROM confirmed_crops c JOIN present USING (crop_id)
+            WHERE c.class_id = %(class)s AND c.student_id = st.id
+        )
         AND NOT EXISTS (
             SELECT 1 FROM assignments a JOIN present USING (crop_id)
             WHERE a.student_id = st.id AND a.decided_by <> 'person'
         )""",
-        [class_id],
+        {"class": class_id},
     )
     return {student_id for (student_id,) in rows}
 

@@ -58,8 +58,8 @@ def read_candidates(connection: Connection, scope: Scope, model: str) -> list[Ca
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
                 AND (%(session)s::bigint IS NULL OR s.id = %(session)s)
-            LEFT JOIN confirmed_crops c ON c.crop_id = f.id
-            LEFT JOIN unassigned_crops u ON u.crop_id = f.id
+            LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %(class)s
+            LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
             ORDER BY f.id""",
             {"class": scope.class_id, "session": scope.session_id, "model": model},

@@ -64,9 +64,9 @@ def read_probes(
             FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
-            LEFT JOIN unassigned_crops u ON u.crop_id = f.id
+            LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             WHERE {_in_scope(session_id, crop_id)}
-            AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id)
+            AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.class_id = %(class)s)
             AND NOT EXISTS (
                 SELECT 1 FROM assignments a WHERE a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
             )
@@ -91,7 +91,7 @@ def write_confirmed(
                 (crop_id, model, state, student_id, decided_by, cosine_similarity, similarity, run_id)
             SELECT f.id, %(model)s, 'assigned', c.student_id, 'person', 1, 1, %(run)s
             FROM confirmed_crops c
-            JOIN face_crops f ON f.id = c.crop_id
+            JOIN face_crops f ON f.id = c.crop_id AND c.class_id = %(class)s
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
             WHERE {_in_scope(session_id, crop_id)}
@@ -116,36 +116,38 @@ def read_identities(connection: Connection, class_id: int, model: str) -> dict[i
         FROM face_crops f
         JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
         JOIN sessions s ON s.id = i.session_id AND s.class_id = %s
-        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = s.class_id
         LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'""",
         [class_id, model],
     )
     return dict(rows.fetchall())
 
 
-def student_of_crop(connection: Connection, crop_id: int, model: str) -> tuple[int, str] | None:
+def student_of_crop(connection: Connection, class_id: int, crop_id: int, model: str) -> tuple[int, str] | None:
     """Id and name of the student of a crop of a present photo; None where it has none."""
     return connection.execute(
         """SELECT st.id, st.name FROM face_crops f
         JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
-        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %s
         LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'
         JOIN students st ON st.id = coalesce(c.student_id, a.student_id)
         WHERE f.id = %s""",
-        [model, crop_id],
+        [class_id, model, crop_id],
     ).fetchone()
 
 
-def students_in_photos(connection: Connection, model: str, image_ids: Collection[int]) -> dict[int, set[int]]:
+def students_in_photos(
+    connection: Connection, class_id: int, model: str, image_ids: Collection[int]
+) -> dict[int, set[int]]:
     """The students whom these photos show already, by photo."""
     shown: dict[int, set[int]] = {}
     for image_id, student_id in connection.execute(
         """SELECT DISTINCT f.image_id, coalesce(c.student_id, a.student_id)
         FROM face_crops f
-        LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %s
         LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'
         WHERE f.image_id = ANY(%s) AND coalesce(c.student_id, a.student_id) IS NOT NULL""",
-        [model, list(image_ids)],
+        [class_id, model, list(image_ids)],
     ):
         shown.setdefault(image_id, set()).add(student_id)
     return shown
@@ -155,7 +157,7 @@ def students_in_photos(connection: Connection, model: str, image_ids: Collection
 _GALLERY: str = """face_crops f
     JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
     JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
-    LEFT JOIN confirmed_crops c ON c.crop_id = f.id
+    LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %(class)s
     LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
         AND f.usable AND s.id IS DISTINCT FROM %(session)s::bigint
     JOIN students st ON st.id = coalesce(c.student_id, a.student_id)"""

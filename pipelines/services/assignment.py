@@ -162,7 +162,7 @@ class FaceCropAssignmentService:
                         )
                         self._write(table, probes, matches, changed, run_id)
                     if crop_id is not None and not probes:
-                        return [_already_assigned(connection, crop_id, model)]
+                        return [_already_assigned(connection, class_id, crop_id, model)]
                     return [self._answer(table, probe, matches.get(probe.crop_id), failed or {}) for probe in probes]
             # Not under the lock, for networks take their time; what has no vector afterwards cannot have one.
             failed = embedding.embed_missing(sorted(compared.bare))
@@ -174,7 +174,7 @@ class FaceCropAssignmentService:
         voting: Literal["majority", "best"] = "majority" if self.use_voting else "best"
         votes = knn_votes(similarity, students, self.k, self._threshold(table.spec), voting)
         photos = [photo_of[crop_id] for crop_id in ids]
-        shown = identities.students_in_photos(table.connection, table.spec.name, set(photos))
+        shown = identities.students_in_photos(table.connection, table.class_id, table.spec.name, set(photos))
         decided = assign_one_to_one(votes, photos, table.spec.review_margin, shown)
         columns = _nearest(similarity, self.k)
         cosines = np.take_along_axis(similarity, columns, axis=1)
@@ -261,8 +261,8 @@ class FaceCropAssignmentService:
         }
 
 
-def _already_assigned(connection: Connection, crop_id: int, model: str) -> AssignmentAnswer:
-    student = identities.student_of_crop(connection, crop_id, model)
+def _already_assigned(connection: Connection, class_id: int, crop_id: int, model: str) -> AssignmentAnswer:
+    student = identities.student_of_crop(connection, class_id, crop_id, model)
     if student is None:
         raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
     student_id, name = student

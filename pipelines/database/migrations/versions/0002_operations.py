@@ -30,13 +30,14 @@ ALTER TABLE decisions
     ADD COLUMN old_name text,
     ADD COLUMN new_name text;
 
--- Who a crop shows, until a later decision takes that student off it.
+-- Who a crop shows, until a later decision takes that student off it. A crop is of one class; that both are named lets a
+-- query about one class leave the decisions about all others alone.
 DROP VIEW confirmed_crops;
 CREATE VIEW confirmed_crops AS
-SELECT d.crop_id, coalesce(s.merged_into, s.id) AS student_id, d.id AS decision_id
+SELECT d.class_id, d.crop_id, coalesce(s.merged_into, s.id) AS student_id, d.id AS decision_id
 FROM (
-    SELECT DISTINCT ON (crop_id) crop_id, student_id, id, kind
-    FROM decisions WHERE kind IN ('confirm', 'unassign') ORDER BY crop_id, id DESC
+    SELECT DISTINCT ON (class_id, crop_id) class_id, crop_id, student_id, id, kind
+    FROM decisions WHERE kind IN ('confirm', 'unassign') ORDER BY class_id, crop_id, id DESC
 ) d JOIN students s ON s.id = d.student_id
 WHERE d.kind = 'confirm' AND NOT EXISTS (
     SELECT 1 FROM decisions r JOIN students t ON t.id = r.student_id
@@ -46,9 +47,9 @@ WHERE d.kind = 'confirm' AND NOT EXISTS (
 
 -- Crops that a person has taken a student off and not given to anybody since.
 CREATE VIEW unassigned_crops AS
-SELECT crop_id FROM (
-    SELECT DISTINCT ON (crop_id) crop_id, kind
-    FROM decisions WHERE kind IN ('confirm', 'unassign') ORDER BY crop_id, id DESC
+SELECT class_id, crop_id FROM (
+    SELECT DISTINCT ON (class_id, crop_id) class_id, crop_id, kind
+    FROM decisions WHERE kind IN ('confirm', 'unassign') ORDER BY class_id, crop_id, id DESC
 ) d WHERE d.kind = 'unassign';
 
 -- Whom a crop does not show, until a later confirmation says that it does.
