@@ -303,7 +303,7 @@ def up(port: int, watch: str | None) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve; others need a token.")
-@click.option("--port", default=8000, show_default=True, help="Port of the API.")
+@click.option("--port", default=8000, show_default=True, help="Port of the API; 0 takes a free one.")
 @plain_errors
 def api(host: str, port: int) -> None:
     """Serve the operations, reads and edits over HTTP; Ctrl-C stops it."""

@@ -1,5 +1,6 @@
 """The application: routers, errors, guard."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.api import classes, face_crops, images, operations, sessions, students
 from pipelines.api.auth import Guard, SecurityHeaders, token_of
-from pipelines.api.common import PREFIX
+from pipelines.api.common import PREFIX, known_names_only
 from pipelines.api.dagster_runs import DagsterRuns
 from pipelines.api.documentation import page
 from pipelines.api.errors import UnforeseenErrors, add_error_handlers
+from pipelines.api.writers import THREADS, WRITERS, one_of_the_writers
 from pipelines.resources.database import Database
 from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_store import PhotoStore
@@ -23,8 +25,6 @@ from pipelines.services.context import ServiceContext
 from pipelines.services.parameters import MAX_ID
 from pipelines.settings import Settings
 
-# A call holds a thread and a connection while it works; PostgreSQL takes 100 connections by default.
-THREADS = 16
 # How long a call waits for a class that somebody else is deciding about.
 LOCK_PATIENCE_S = 5
 # 100,000 ids of up to 19 digits, the longest list that an operation takes.
@@ -73,9 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
         lock_patience_s=LOCK_PATIENCE_S,
     )
     app.state.dagster_runs = runs
+    app.state.writers = asyncio.Semaphore(WRITERS)
     # The guard asks for the token; this says so in the OpenAPI.
     bearer = [Depends(HTTPBearer(auto_error=False, scheme_name="token"))] if token else []
-    api = APIRouter(prefix=PREFIX, dependencies=bearer)
+    api = APIRouter(prefix=PREFIX, dependencies=[*bearer, Depends(known_names_only), Depends(one_of_the_writers)])
     for part in (operations, classes, sessions, images, face_crops, students):
         api.include_router(part.router)
     app.include_router(api)

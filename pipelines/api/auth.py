@@ -14,8 +14,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def token_of(settings: Settings) -> str | None:
-    """The bearer token that is set; an empty one is none."""
-    return (settings.api_token.get_secret_value() or None) if settings.api_token else None
+    """The bearer token that is set, without the spaces and line ends of the file it came from; an empty one is none."""
+    return (settings.api_token.get_secret_value().strip() or None) if settings.api_token else None
 
 
 class Guard:

@@ -1,9 +1,13 @@
 """What the routers share: ids in paths, pages, text, and the services' context."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
 
 from pipelines.api.dagster_runs import DagsterRuns
 from pipelines.services.browse import BrowseService
@@ -27,13 +31,34 @@ CropId = Annotated[int, _path_id("face crop")]
 StudentId = Annotated[int, _path_id("student")]
 
 
-class StrictQuery(BaseModel):
-    """A query without unknown names: a misspelt filter must not give the whole list."""
+def parameters_of(dependant: Dependant) -> Iterator[tuple[str, FieldInfo]]:
+    """The parameters of an operation and of what it depends on, by the names that callers use."""
+    for parameter in (*dependant.path_params, *dependant.query_params, *dependant.body_params):
+        kind = parameter.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from kind.model_fields.items()
+        else:
+            yield parameter.alias, parameter.field_info
+    for part in dependant.dependencies:
+        yield from parameters_of(part)
 
-    model_config = ConfigDict(extra="forbid")
+
+async def known_names_only(request: Request) -> None:
+    """Refuse unknown names in a query: a misspelt filter must not give the whole list, nor `?runn=dagster` run now."""
+    route = request.scope["route"]
+    known = {name for name, _ in parameters_of(Dependant(query_params=route.dependant.query_params))}
+    # A path that is no operation, and answers 405, takes any.
+    unknown = [name for name in request.query_params if name not in known and route.include_in_schema]
+    if unknown:
+        raise RequestValidationError(
+            [
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": "there is no such name", "input": None}
+                for name in unknown
+            ]
+        )
 
 
-class PageQuery(StrictQuery):
+class PageQuery(BaseModel):
     """Which part of a list."""
 
     limit: int = Field(default=50, ge=1, le=200, description="Length of the page.")
@@ -98,3 +123,18 @@ async def _browse(context: Context) -> BrowseService:
 
 
 Browse = Annotated[BrowseService, Depends(_browse)]
+
+
+def _free_crop(crop_id: CropId, browse: Browse, runs: Runs) -> int:
+    runs.check_free(lambda: browse.class_names_of_crops([crop_id]))
+    return crop_id
+
+
+def _free_student(student_id: StudentId, browse: Browse, runs: Runs) -> int:
+    runs.check_free(lambda: browse.class_names_of_student(student_id))
+    return student_id
+
+
+# Ids in the paths of calls that write: 409 while a run is processing the class.
+FreeCropId = Annotated[int, Depends(_free_crop)]
+FreeStudentId = Annotated[int, Depends(_free_student)]

@@ -1,7 +1,8 @@
 """Dagster as the API sees it: which classes its runs are processing, and launching a job in its webserver."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import dagster as dg
 
 LAUNCH_TIMEOUT_S = 30
+# For so long an answer of Dagster's counts for all calls, so that those about one crop stay fast.
+FRESH_S = 1.0
 
 
 class DagsterError(AttendanseeError):
@@ -36,9 +39,29 @@ class DagsterRuns:
         self.settings = settings
         self._lock = Lock()
         self._opened: dg.DagsterInstance | None = None
+        self._asking = Lock()
+        self._asked = float("-inf")
+        self._run_of: dict[str, str] = {}
 
-    def check_free(self, class_name: str) -> None:
-        """Raise ClassBusyError where a run is processing the class."""
+    def check_free(self, class_names: Callable[[], Collection[str]]) -> None:
+        """Raise ClassBusyError where a run is processing one of the classes; they are asked for only if a run is there.
+
+        What is known of the runs may be FRESH_S old: a run that has just begun is kept apart by the class's own lock.
+        """
+        with self._asking:
+            if monotonic() - self._asked >= FRESH_S:
+                self._run_of = self._processing()
+                self._asked = monotonic()
+            run_of = self._run_of
+        busy = next((name for name in class_names() if name in run_of), None) if run_of else None
+        if busy is not None:
+            raise ClassBusyError(
+                f"The class is being processed by the Dagster run {run_of[busy]}: try again when it has ended, "
+                f"see {self._url_of(run_of[busy])}."
+            )
+
+    def _processing(self) -> dict[str, str]:
+        """The run that is processing each class, by the class's name."""
         import dagster as dg
         from dagster_postgres.utils import DagsterPostgresException
         from sqlalchemy.exc import DBAPIError
@@ -47,18 +70,13 @@ class DagsterRuns:
         processing = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
         instance = self._instance()
         if instance is None:
-            return
+            return {}
         try:
             fail_lost_runs(instance)
             runs = instance.get_runs(dg.RunsFilter(statuses=processing))
-            busy = next((run for run in runs if class_name in _classes(instance, run.tags)), None)
+            return {name: run.run_id for run in runs for name in _classes(instance, run.tags)}
         except (DBAPIError, DagsterPostgresException) as error:
             raise DagsterError("Dagster's records in the database cannot be read: try again.") from error
-        if busy is not None:
-            raise ClassBusyError(
-                f"The class is being processed by the Dagster run {busy.run_id}: try again when it has ended, "
-                f"see {self._url_of(busy.run_id)}."
-            )
 
     def launch(self, job: str, config: Mapping[str, Any], class_name: str | None = None) -> RunStarted:
         """Have the webserver launch a job whose one op has the job's name; raises DagsterError where it cannot."""

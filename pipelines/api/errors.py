@@ -1,8 +1,9 @@
 """Errors as JSON: one shape for a sentence, one for parameters, and nothing of a traceback."""
 
+import asyncio
 import logging
+import re
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,11 +15,12 @@ from pydantic.fields import FieldInfo
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.api.common import PREFIX
+from pipelines.api.common import PREFIX, parameters_of
 from pipelines.errors import (
     AttendanseeError,
     ClassBusyError,
     ConflictError,
+    DatabaseError,
     ParameterError,
     PhotoError,
     UnknownIdError,
@@ -26,6 +28,9 @@ from pipelines.errors import (
 from pipelines.services.parameters import problem_sentence
 
 log = logging.getLogger(__name__)
+
+# The folders of an absolute path, which callers have no use for; a URL's path and a path below a root are left alone.
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"(),;]+/)+")
 
 # Every other AttendanseeError (weights, database, photo store, Dagster) is 503: somebody has to set something right.
 STATUS: dict[type[AttendanseeError], int] = {
@@ -64,10 +69,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         401: "The bearer token is missing or wrong.",
         403: "Without a token, only programs and pages on this machine are served.",
         404: "There is nothing of that id.",
-        409: "The class is being processed just now, or what is asked for contradicts what is stored.",
+        409: "A Dagster run or another call is processing the class just now, or what is asked for contradicts what is "
+        "stored.",
         413: "The body is too large.",
         422: "A parameter cannot be used.",
-        503: "Weights, database, photos or Dagster are missing; the detail says which, and the remedy.",
+        503: "Weights, database, photos or Dagster are missing, or the server is busy or stopping; the detail says "
+        "which, and the remedy.",
     }
     return {
         status: {"model": ParameterProblems if status == 422 else Problem, "description": descriptions[status]}
@@ -79,11 +86,15 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer the errors that are meant for a person, and those of a restarted database, in JSON."""
 
     @app.exception_handler(AttendanseeError)
-    async def answer_ours(_: Request, error: AttendanseeError) -> JSONResponse:
+    async def answer_ours(request: Request, error: AttendanseeError) -> JSONResponse:
         status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 503)
         if status == 422:
             return _answer(422, [{"loc": ["body"], "msg": str(error), "type": "parameter_error"}])
-        return _answer(status, str(error))
+        if isinstance(error, DatabaseError):
+            # Its message is for who runs the server: it names the database's host or folder.
+            log.warning("%s: %s", _route_name(request.scope), error)
+            return _answer(503, "The database cannot be used: who runs this server finds the reason in its log.")
+        return _answer(status, _FOLDERS.sub("", str(error)) if status == 503 else str(error))
 
     @app.exception_handler(psycopg.OperationalError)
     async def answer_database(request: Request, error: psycopg.OperationalError) -> JSONResponse:
@@ -98,13 +109,17 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(405)
     async def answer_method(request: Request, _: HTTPException) -> JSONResponse:
         # Starlette names the methods of the first function of the path, and there may be several.
-        methods = app.openapi()["paths"].get(PREFIX + request.scope["route"].path_format, {"get": {}})
+        # What is no operation of the API is a page, and some of those leave no route in the scope.
+        path = PREFIX + getattr(request.scope.get("route"), "path_format", "")
+        methods = app.openapi()["paths"].get(path, {"get": {}})
         allow = ", ".join(sorted(method.upper() for method in methods))
         return JSONResponse({"detail": f"This path takes {allow}."}, 405, {"Allow": allow})
 
     @app.exception_handler(RequestValidationError)
     async def answer_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
-        fields = dict(_fields(request))
+        # Of something that is no operation there is nothing to be known.
+        route = request.scope.get("route")
+        fields = dict(parameters_of(route.dependant)) if route else {}
         return _answer(422, [_problem(fields, problem) for problem in error.errors()])
 
 
@@ -131,24 +146,16 @@ def _text(part: str | int) -> str | int:
     return part.encode("utf-8", "backslashreplace").decode() if isinstance(part, str) else part
 
 
-def _fields(request: Request) -> Iterator[tuple[str, FieldInfo]]:
-    """The parameters of the operation that was asked for, by the names that callers use."""
-    dependant = request.scope["route"].dependant
-    for parameter in (*dependant.path_params, *dependant.query_params, *dependant.body_params):
-        kind = parameter.field_info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from kind.model_fields.items()
-        else:
-            yield parameter.alias, parameter.field_info
-
-
 def _route_name(scope: Scope) -> str:
     """The operation that was asked for, without ids."""
     return getattr(scope.get("route"), "name", "no operation")
 
 
 class UnforeseenErrors:
-    """Answers 500 to what nobody foresaw, and logs where it happened but not with what: a message may hold names."""
+    """Answers 500 to what nobody foresaw, and logs where it happened but not with what: a message may hold names.
+
+    Answers 503 to calls that a stopping server cuts off.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -165,6 +172,15 @@ class UnforeseenErrors:
         try:
             await self.app(scope, receive, watched)
         except HTTPException:
+            raise
+        except asyncio.CancelledError:
+            # The call's thread cannot be stopped: the process ends when it has ended.
+            log.warning("%s was cut off, for the server stops; its work goes on to its end", _route_name(scope))
+            if not started and scope["type"] == "http":
+                answer = _answer(
+                    503, "The server is stopping, and this call may still be carried out: look before you try again."
+                )
+                await answer(scope, receive, send)
             raise
         except Exception as error:
             if scope["type"] != "http":

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.api.common import Browse, Context, CropId, Decisions, FromJson, PageQuery, Reason, StrictQuery
+from pipelines.api.common import Browse, Context, CropId, Decisions, FreeCropId, FromJson, PageQuery, Reason
 from pipelines.api.errors import documented
 from pipelines.errors import PhotoStoreError, UnknownIdError
 from pipelines.services.answers import SimilarCropsAnswer
@@ -28,7 +28,7 @@ class FaceCropQuery(PageQuery):
     identified: bool | None = Field(default=None, description="Only crops with (true) or without (false) a student.")
 
 
-class SimilarQuery(StrictQuery):
+class SimilarQuery(BaseModel):
     """How many similar crops, by which model."""
 
     limit: int = Field(default=10, ge=1, le=200, description="Of the identified and of the others, at most so many.")
@@ -82,30 +82,32 @@ def get_similar_face_crops(
     crop_id: CropId, browse: Browse, context: Context, query: Annotated[SimilarQuery, Query()]
 ) -> SimilarCropsAnswer:
     """The crops of the class that are most like this one, those with a student and those without apart."""
-    model = query.embedding_model
-    if model is None:
-        model = browse.class_(browse.face_crop(crop_id).class_id).active_model or context.settings.model
+    crop = browse.face_crop(crop_id)
+    model = query.embedding_model or browse.class_(crop.class_id).active_model or context.settings.model
     return FaceCropAssignmentService(model, context=context).similar_crops(crop_id, query.limit)
 
 
+# The answers to decisions are read whether or not the photo has been removed meanwhile: what was stored is no 404.
+
+
 @router.put("/{id}/student/", responses=ERRORS)
-def assign_student(crop_id: CropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
+def assign_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
     """Say that the crop shows this student; no later run says otherwise."""
     decisions.assign(crop_id, student.student_id, student.reason)
-    return browse.face_crop(crop_id)
+    return browse.face_crop(crop_id, of_removed_too=True)
 
 
 @router.delete("/{id}/student/", responses=ERRORS)
 def unassign_student(
-    crop_id: CropId, browse: Browse, decisions: Decisions, reason: Annotated[Reason, Query()] = None
+    crop_id: FreeCropId, browse: Browse, decisions: Decisions, reason: Annotated[Reason, Query()] = None
 ) -> FaceCropItem:
     """Take the student off the crop; no later run gives it one, until a person does."""
     decisions.unassign(crop_id, reason)
-    return browse.face_crop(crop_id)
+    return browse.face_crop(crop_id, of_removed_too=True)
 
 
 @router.post("/{id}/reject/", responses=ERRORS)
-def reject_student(crop_id: CropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
+def reject_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
     """Say that the crop does not show this student; no later run says that it does."""
     decisions.reject(crop_id, student.student_id, student.reason)
-    return browse.face_crop(crop_id)
+    return browse.face_crop(crop_id, of_removed_too=True)

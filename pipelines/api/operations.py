@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, HTTPException, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from pipelines.api.common import ClassId, Context, CropId, FromJson, Runs, SessionId
+from pipelines.api.common import Browse, ClassId, Context, FreeCropId, FromJson, Runs, SessionId
 from pipelines.api.dagster_runs import DagsterRuns, RunStarted
 from pipelines.api.errors import documented
 from pipelines.services.answers import (
@@ -48,7 +48,7 @@ STARTED: dict[int | str, dict[str, Any]] = {202: {"model": RunStarted, "descript
 
 
 @router.post("/face-crops/{id}/generate-embedding/", response_model=EmbeddingAnswer, responses=ERRORS)
-def generate_embedding(crop_id: CropId, context: Context, parameters: EmbeddingBody) -> BaseModel:
+def generate_embedding(crop_id: FreeCropId, context: Context, parameters: EmbeddingBody) -> BaseModel:
     """Compute and store the crop's vector, unless there is one already."""
     return _perform("generate_embedding", parameters, context, crop_id=crop_id)
 
@@ -65,9 +65,10 @@ async def no_batch_to_read() -> None:
     responses={**STARTED, **documented(400, 409, 413)},
 )
 def generate_embeddings_batch(
-    context: Context, runs: Runs, parameters: BatchEmbeddingBody, run: RunMode = None
+    context: Context, browse: Browse, runs: Runs, parameters: BatchEmbeddingBody, run: RunMode = None
 ) -> BaseModel | JSONResponse:
     """Compute and store the vectors of many crops; one that fails is reported and the others go on."""
+    runs.check_free(lambda: browse.class_names_of_crops(parameters.face_crop_ids))
     return _perform_or_launch("generate_embeddings_batch", parameters, context, runs, run)
 
 
@@ -96,7 +97,7 @@ def cluster_class_crops(
 
 
 @router.post("/face-crops/{id}/assign/", response_model=AssignmentAnswer, responses=ERRORS)
-def assign_crop(crop_id: CropId, context: Context, parameters: AssignmentBody) -> BaseModel:
+def assign_crop(crop_id: FreeCropId, context: Context, parameters: AssignmentBody) -> BaseModel:
     """Say who the crop shows: the nearest identified crops of its class vote."""
     return _perform("assign_crop", parameters, context, crop_id=crop_id)
 
@@ -142,7 +143,8 @@ def _perform_or_launch(
     with context.database.connection() as connection:
         class_name = class_concerned(connection, OPERATIONS[name].parameters(**config))
     if class_name is not None:
-        runs.check_free(class_name)
+        runs.check_free(lambda: [class_name])
     if mode == "dagster":
+        context.models.require(config.get("embedding_model") or config["model_name"])
         return JSONResponse(runs.launch(name, config, class_name).model_dump(), 202)
     return _perform(name, parameters, context, **target)

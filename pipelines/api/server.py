@@ -1,6 +1,8 @@
 """`attendansee api`: serve the application until Ctrl-C."""
 
+import asyncio
 import ipaddress
+import logging
 import signal
 import socket
 from contextlib import closing
@@ -13,8 +15,9 @@ from pipelines.errors import AttendanseeError
 from pipelines.resources.database import Database
 from pipelines.settings import Settings
 
-# How long Ctrl-C waits for calls that are being answered; what they have not committed by then is as if never begun.
-STOPPING_SECONDS = 10
+# How long Ctrl-C waits for calls that are being answered. Those that take longer, or all when Ctrl-C comes again, are
+# answered 503 then; threads cannot be stopped, so that their work goes on, is committed, and ends before the process.
+STOPPING_SECONDS = 60
 
 
 class ServeError(AttendanseeError):
@@ -39,20 +42,19 @@ def run_api(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> No
                 timeout_graceful_shutdown=STOPPING_SECONDS,
             )
         )
-        # uvicorn raises the signal that ended it once more when it is done, which would end us unclean.
-        former = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            server.run([listener])
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+        # uvicorn raises the signal that ended it once more when it is done, which would end us unclean. This stays so:
+        # a further Ctrl-C would break into the interpreter's wait for the threads with a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _ignore)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+        server.run([listener])
     if not server.started:
         raise ServeError("The API did not start: the reason is said above.")
     print("Stopped.", flush=True)
 
 
 class _Server(uvicorn.Server):
-    """Says where it serves, once it does."""
+    """Says where it serves, once it does; ends in order on a second Ctrl-C too."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -61,8 +63,18 @@ class _Server(uvicorn.Server):
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             print(f"HTTP API: {url} (its description: {url}/docs; Ctrl-C stops it)", flush=True)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # uvicorn leaves these to the end of the event loop, which then prints a traceback.
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
+
 
 def _listen(host: str, port: int, *, token_is_set: bool) -> socket.socket:
+    if not 0 <= port <= 65535:  # of a larger one the operating system takes the last 16 bits
+        raise ServeError(f"There is no port {port}: choose one from 1 to 65535 with --port, or 0 for any that is free.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # The address itself, not its name: whatever "localhost" may stand for on this machine.
@@ -72,10 +84,16 @@ def _listen(host: str, port: int, *, token_is_set: bool) -> socket.socket:
                 "or serve 127.0.0.1."
             )
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise ServeError(f"Port {port} of {host} cannot be used ({reason}): choose another with --port.") from error
 
 
 def _ignore(*_: object) -> None:
     """What happens to a signal that uvicorn has dealt with."""
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Leaves out uvicorn's traceback of a call that was cut off: `UnforeseenErrors` has answered it and said so."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.api.common import Browse, Decisions, FromJson, Name, PageQuery, StudentId
+from pipelines.api.common import Browse, Decisions, FreeStudentId, FromJson, Name, PageQuery, StudentId
 from pipelines.api.errors import documented
 from pipelines.services.browse import PageOf, StudentItem
 from pipelines.services.parameters import Id
@@ -57,14 +57,12 @@ def get_student(student_id: StudentId, browse: Browse) -> StudentItem:
 
 
 @router.patch("/{id}/", responses=ERRORS)
-def rename_student(student_id: StudentId, new: NameBody, browse: Browse, decisions: Decisions) -> StudentItem:
-    """Give a student a name, who is then no longer provisional."""
-    decisions.rename(student_id, new.name)
-    return browse.student(student_id)
+def rename_student(student_id: FreeStudentId, new: NameBody, browse: Browse, decisions: Decisions) -> StudentItem:
+    """Give a student a name, who is then no longer provisional; one who was merged stands for the one who was kept."""
+    return browse.student(decisions.rename(student_id, new.name).student_id, follow_merges=True)
 
 
 @router.post("/{id}/merge/", responses=ERRORS)
-def merge_student(student_id: StudentId, merge: MergeBody, browse: Browse, decisions: Decisions) -> StudentItem:
+def merge_student(student_id: FreeStudentId, merge: MergeBody, browse: Browse, decisions: Decisions) -> StudentItem:
     """Say that this student is another one, who gets all crops and is answered."""
-    decisions.merge(student_id, merge.into_student_id)
-    return browse.student(merge.into_student_id)
+    return browse.student(decisions.merge(student_id, merge.into_student_id).student_id, follow_merges=True)

@@ -34,23 +34,23 @@ _SESSIONS: str = """
     WHERE (%(id)s::bigint IS NULL OR s.id = %(id)s) AND (%(class_id)s::bigint IS NULL OR s.class_id = %(class_id)s)"""
 
 _IMAGES: str = """
-    SELECT i.id, i.session_id, s.class_id, i.path, i.width, i.height, i.size_bytes, i.taken_at, i.student_id,
-        i.refused_reason, i.searched_with IS NOT NULL AS searched,
+    SELECT i.id, i.session_id, s.class_id, i.path, i.width, i.height, i.size_bytes, i.taken_at,
+        coalesce(st.merged_into, st.id) AS student_id, i.refused_reason, i.searched_with IS NOT NULL AS searched,
         CASE WHEN i.refused_reason IS NULL THEN (SELECT count(*) FROM face_crops f WHERE f.image_id = i.id) ELSE 0 END
             AS face_crop_count
-    FROM images i JOIN sessions s ON s.id = i.session_id
+    FROM images i JOIN sessions s ON s.id = i.session_id LEFT JOIN students st ON st.id = i.student_id
     WHERE i.removed_at IS NULL AND (%(id)s::bigint IS NULL OR i.id = %(id)s)
         AND (%(session_id)s::bigint IS NULL OR i.session_id = %(session_id)s)"""
 
 # Who a crop shows: what a person has confirmed, else the assignment by the class's active model.
-_CROPS: str = """
+_ALL_CROPS: str = """
     SELECT f.id, f.image_id, i.session_id, s.class_id, f.x, f.y, f.width, f.height, f.confidence, f.sharpness, f.yaw,
         f.usable, f.unusable_reasons, f.crop_path, st.id AS student_id, st.name AS student_name, st.provisional,
         k.crop_id IS NOT NULL AS confirmed, CASE WHEN k.crop_id IS NULL THEN a.state ELSE 'assigned' END AS state,
         CASE WHEN k.crop_id IS NULL THEN a.decided_by ELSE 'person' END AS decided_by, a.similarity, a.cosine_similarity,
         ca.id AS candidate_id, ca.name AS candidate_name
     FROM face_crops f
-    JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+    JOIN images i ON i.id = f.image_id
     JOIN sessions s ON s.id = i.session_id
     JOIN classes c ON c.id = s.class_id
     LEFT JOIN confirmed_crops k ON k.crop_id = f.id AND k.class_id = s.class_id
@@ -63,6 +63,7 @@ _CROPS: str = """
         AND (%(image_id)s::bigint IS NULL OR f.image_id = %(image_id)s)
         AND (%(student_id)s::bigint IS NULL OR st.id = %(student_id)s)
         AND (%(identified)s::boolean IS NULL OR (st.id IS NOT NULL) = %(identified)s)"""
+_CROPS: str = f"{_ALL_CROPS} AND i.removed_at IS NULL AND i.refused_reason IS NULL"
 
 _STUDENTS: str = """
     SELECT t.id, t.class_id, t.name, t.provisional, t.student_number, t.email
@@ -121,10 +122,10 @@ def face_crops(
     return _page(connection, _CROPS, filters, limit, offset)
 
 
-def face_crop_row(connection: Connection, crop_id: int) -> Row | None:
-    """One face crop, with who it shows."""
+def face_crop_row(connection: Connection, crop_id: int, *, of_removed_too: bool = False) -> Row | None:
+    """One face crop, with who it shows; of_removed_too: of a photo that was removed or refused as well."""
     filters = dict.fromkeys(("class_id", "session_id", "image_id", "student_id", "identified"))
-    return _one(connection, _CROPS, {**filters, "id": crop_id})
+    return _one(connection, _ALL_CROPS if of_removed_too else _CROPS, {**filters, "id": crop_id})
 
 
 def students(
@@ -145,6 +146,24 @@ def merged_into(connection: Connection, student_id: int) -> int | None:
     """The student that one was merged into; None for a student who was not, or is not there."""
     row = connection.execute("SELECT merged_into FROM students WHERE id = %s", [student_id]).fetchone()
     return row[0] if row else None
+
+
+def class_names_of_crops(connection: Connection, crop_ids: Sequence[int]) -> set[str]:
+    """Names of the classes that these face crops belong to."""
+    rows = connection.execute(
+        """SELECT DISTINCT c.name FROM face_crops f JOIN images i ON i.id = f.image_id
+        JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id WHERE f.id = ANY(%s)""",
+        [list(crop_ids)],
+    )
+    return {name for (name,) in rows}
+
+
+def class_names_of_student(connection: Connection, student_id: int) -> set[str]:
+    """The name of the student's class; empty where there is no such student."""
+    rows = connection.execute(
+        "SELECT c.name FROM students t JOIN classes c ON c.id = t.class_id WHERE t.id = %s", [student_id]
+    )
+    return {name for (name,) in rows}
 
 
 def _with_counts(connection: Connection, rows: Sequence[Row]) -> list[Row]:

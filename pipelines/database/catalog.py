@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row
 
@@ -37,9 +37,11 @@ class SessionRow:
 def lock_class(connection: Connection, class_id: int, patience_s: float | None = None) -> None:
     """Wait until no other transaction decides about this class's identities; held to the end of the transaction.
 
-    patience_s: raise ClassBusyError after so many seconds of waiting; None waits for as long as it takes.
+    patience_s: raise ClassBusyError after so many seconds of waiting, with 0 at once; None waits for as long as it takes.
     """
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{round((patience_s or 0) * 1000)}ms"])
+    # To PostgreSQL 0 means without end.
+    timeout_ms = 0 if patience_s is None else max(1, round(patience_s * 1000))
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{timeout_ms}ms"])
     try:
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('attendansee class'), %s)", [class_id])
     except LockNotAvailable as error:
@@ -123,25 +125,23 @@ def session_by_id(connection: Connection, session_id: int) -> SessionRow:
 
 
 def session_of_crop(connection: Connection, crop_id: int) -> SessionRow:
-    """The session that a face crop belongs to; raises UnknownIdError."""
+    """The session that a face crop belongs to; raises UnknownIdError where its photo is gone too."""
     row = connection.execute(
-        "SELECT i.session_id FROM face_crops f JOIN images i ON i.id = f.image_id WHERE f.id = %s", [crop_id]
-    ).fetchone()
-    if row is None:
-        raise UnknownIdError(f"There is no face crop {crop_id}.")
-    return session_by_id(connection, row[0])
-
-
-def class_of_crop(connection: Connection, crop_id: int) -> int:
-    """The id of the class that a face crop belongs to; raises UnknownIdError."""
-    row = connection.execute(
-        """SELECT s.class_id FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
-        WHERE f.id = %s""",
+        """SELECT i.session_id, i.removed_at IS NULL AND i.refused_reason IS NULL
+        FROM face_crops f JOIN images i ON i.id = f.image_id WHERE f.id = %s""",
         [crop_id],
     ).fetchone()
     if row is None:
         raise UnknownIdError(f"There is no face crop {crop_id}.")
-    return row[0]
+    session_id, there = row
+    if not there:
+        raise UnknownIdError(f"There is no face crop {crop_id} any more: its photo was removed or cannot be used.")
+    return session_by_id(connection, session_id)
+
+
+def class_of_crop(connection: Connection, crop_id: int) -> int:
+    """The id of the class that a face crop belongs to; raises UnknownIdError where its photo is gone too."""
+    return session_of_crop(connection, crop_id).class_id
 
 
 def session_ids(connection: Connection, class_id: int) -> list[int]:
@@ -287,20 +287,25 @@ def portrayed_student(connection: Connection, class_id: int, session_id: int, sh
     return row[0] if row else ensure_named_student(connection, class_id, name)
 
 
-def create_provisional_student(connection: Connection, class_name: str, session: SessionRow) -> int:
-    """Make `Class_<class>_Session_<session>_Cluster_<n>` with the session's next number and return its id.
+def create_provisional_student(
+    connection: Connection, class_id: int, class_name: str, session: SessionRow | None = None
+) -> int:
+    """Make a provisional student with the session's or else the class's next number and return its id.
 
-    A number whose name a person has given to a student is passed over.
+    The name is `Class_<class>_Session_<session>_Cluster_<n>` or `Class_<class>_Cluster_<n>`; a number whose name a person
+    has given to a student is passed over.
     """
+    table, of_session = ("classes", "") if session is None else ("sessions", f"_Session_{session.name}")
+    query = sql.SQL(
+        """WITH numbered AS (
+            UPDATE {} SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
+        )
+        INSERT INTO students (class_id, name, provisional)
+        SELECT %s, %s || number, true FROM numbered ON CONFLICT DO NOTHING RETURNING id"""
+    ).format(sql.Identifier(table))
+    numbered_id = class_id if session is None else session.id
     while True:
-        row = connection.execute(
-            """WITH numbered AS (
-                UPDATE sessions SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
-            )
-            INSERT INTO students (class_id, name, provisional)
-            SELECT %s, %s || number, true FROM numbered ON CONFLICT DO NOTHING RETURNING id""",
-            [session.id, session.class_id, f"Class_{class_name}_Session_{session.name}_Cluster_"],
-        ).fetchone()
+        row = connection.execute(query, [numbered_id, class_id, f"Class_{class_name}{of_session}_Cluster_"]).fetchone()
         if row is not None:
             return row[0]
 

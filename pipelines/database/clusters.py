@@ -1,6 +1,6 @@
 """Clusters of face crops: who is with whom, and what deciding about them needs to know."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from psycopg import Connection
@@ -16,11 +16,12 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ClusterCrop:
     """A crop of a present photo with all that decides who it may become.
 
     clusterable: it is usable, and no portrait that nobody has confirmed. assigned_student_id: what the lineage says.
-    unassigned: a person has taken its student off. rejected: students whom it does not show, as a person has said.
+    doubted_student_id: whom the lineage needs a review for. unassigned: a person has taken its student off. rejected:
+    students whom it does not show, as a person has said.
     """
 
     id: int
@@ -29,6 +30,7 @@ class Candidate:
     clusterable: bool
     confirmed_student_id: int | None
     assigned_student_id: int | None
+    doubted_student_id: int | None
     unassigned: bool
     rejected: list[int]
 
@@ -40,18 +42,29 @@ class Candidate:
         student_id = self.assigned_student_id
         return student_id if student_id is not None and self.may_become(student_id) else None
 
+    def student_among(self, merged: Collection[int]) -> int | None:
+        """Whom of the students that others were merged into the machine has given it to, in doubt or not.
+
+        A person has said that those look like two people, so no similarity takes the crop away from them again.
+        """
+        given = self.assigned_student_id or self.doubted_student_id
+        keeps = self.confirmed_student_id is None and given is not None and given in merged and self.may_become(given)
+        return given if keeps else None
+
     def may_become(self, student_id: int) -> bool:
         """Whether nothing that a person has said speaks against this student."""
         return not self.unassigned and student_id not in self.rejected
 
 
-def read_candidates(connection: Connection, scope: Scope, model: str) -> list[Candidate]:
+def read_cluster_crops(connection: Connection, scope: Scope, model: str) -> list[ClusterCrop]:
     """All crops of the scope's present photos, by id."""
-    with connection.cursor(row_factory=class_row(Candidate)) as cursor:
+    with connection.cursor(row_factory=class_row(ClusterCrop)) as cursor:
         return cursor.execute(
             """SELECT f.id, f.image_id, i.session_id,
                 f.usable AND (NOT s.is_enrolment OR c.student_id IS NOT NULL) AS clusterable,
-                c.student_id AS confirmed_student_id, a.student_id AS assigned_student_id,
+                c.student_id AS confirmed_student_id,
+                CASE a.state WHEN 'assigned' THEN a.student_id END AS assigned_student_id,
+                CASE a.state WHEN 'needs_review' THEN a.student_id END AS doubted_student_id,
                 u.crop_id IS NOT NULL AS unassigned,
                 ARRAY(SELECT r.student_id FROM rejected_students r WHERE r.crop_id = f.id ORDER BY 1) AS rejected
             FROM face_crops f
@@ -60,7 +73,7 @@ def read_candidates(connection: Connection, scope: Scope, model: str) -> list[Ca
                 AND (%(session)s::bigint IS NULL OR s.id = %(session)s)
             LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
-            LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
+            LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s
             ORDER BY f.id""",
             {"class": scope.class_id, "session": scope.session_id, "model": model},
         ).fetchall()
@@ -72,12 +85,18 @@ def read_clusters(connection: Connection, scope: Scope, model: str) -> dict[int,
 
 
 def read_remembered(connection: Connection, scope: Scope, model: str) -> dict[int, int]:
-    """The student that each crop's cluster remembers, as crop id -> student id."""
-    return {
-        crop_id: student_id
-        for crop_id, (_, student_id) in _stored(connection, scope, model).items()
-        if student_id is not None
-    }
+    """The student that each crop's cluster remembers, as crop id -> student id: the session's own, else the class's.
+
+    For a session they may be about crops of other sessions too.
+    """
+    rows = connection.execute(
+        """SELECT DISTINCT ON (m.crop_id) m.crop_id, coalesce(s.merged_into, s.id)
+        FROM clusters c JOIN cluster_members m ON m.cluster_id = c.id JOIN students s ON s.id = c.student_id
+        WHERE c.class_id = %(class)s AND (c.session_id IS NULL OR c.session_id = %(session)s) AND c.model = %(model)s
+        ORDER BY m.crop_id, c.session_id NULLS LAST""",
+        _parameters(scope, model),
+    )
+    return dict(rows.fetchall())
 
 
 def write_clusters(
@@ -92,8 +111,9 @@ def write_clusters(
     students: label -> the student that the cluster remembers; without it, clusters that stay as they are remember what
     they did.
     """
-    # Two runs may cluster a session at once; those that cluster a class hold its lock.
-    connection.execute("SELECT 1 FROM sessions WHERE id = %s FOR UPDATE", [scope.session_id])
+    # Two runs may cluster a session at once; those that cluster a class hold its lock. FOR UPDATE would make whoever
+    # writes the session's attendance wait, who may hold what this needs next.
+    connection.execute("SELECT 1 FROM sessions WHERE id = %s FOR NO KEY UPDATE", [scope.session_id])
     stored = _stored(connection, scope, model)
     if students is None:
         if {crop_id: label for crop_id, (label, _) in stored.items()} == dict(labels):
@@ -124,24 +144,6 @@ def write_clusters(
         },
     )
     return True
-
-
-def create_class_student(connection: Connection, class_id: int, class_name: str) -> int:
-    """Make the provisional student `Class_<class>_Cluster_<n>` with the class's next number and return its id.
-
-    A number whose name a person has given to a student is passed over.
-    """
-    while True:
-        row = connection.execute(
-            """WITH numbered AS (
-                UPDATE classes SET next_cluster = next_cluster + 1 WHERE id = %s RETURNING next_cluster - 1 AS number
-            )
-            INSERT INTO students (class_id, name, provisional)
-            SELECT %s, %s || number, true FROM numbered ON CONFLICT DO NOTHING RETURNING id""",
-            [class_id, class_id, f"Class_{class_name}_Cluster_"],
-        ).fetchone()
-        if row is not None:
-            return row[0]
 
 
 def _stored(connection: Connection, scope: Scope, model: str) -> dict[int, tuple[int, int | None]]:

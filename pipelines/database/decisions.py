@@ -127,12 +127,14 @@ def doubt_second_faces(connection: Connection, student_id: int) -> None:
 
 
 def merge_assignments(connection: Connection, student_id: int, into_student_id: int) -> None:
-    """Give what the automatic process has given to one student to another."""
-    for table, column in (("assignments", "student_id"), ("assignments", "runner_up_id"), ("clusters", "student_id")):
+    """Give what the automatic process has given to one student to another.
+
+    Clusters go on remembering the former, who is read as the latter: updating them here deadlocked with a run that
+    clustered a session.
+    """
+    for column in ("student_id", "runner_up_id"):
         connection.execute(
-            sql.SQL("UPDATE {table} SET {column} = %s WHERE {column} = %s").format(
-                table=sql.Identifier(table), column=sql.Identifier(column)
-            ),
+            sql.SQL("UPDATE assignments SET {column} = %s WHERE {column} = %s").format(column=sql.Identifier(column)),
             [into_student_id, student_id],
         )
     connection.execute(

@@ -54,10 +54,27 @@ def _in_scope(session_id: int | None, crop_id: int | None) -> str:
     return "NOT s.is_enrolment" if session_id is None else "s.id = %(session)s"
 
 
+def sessions_of_crops(
+    connection: Connection, class_id: int, *, session_id: int | None = None, crop_id: int | None = None
+) -> set[int]:
+    """Ids of the sessions, without the enrolment, that the crops of this scope are from."""
+    rows = connection.execute(
+        f"""SELECT DISTINCT s.id FROM face_crops f
+        JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s AND NOT s.is_enrolment
+        WHERE {_in_scope(session_id, crop_id)}""",  # noqa: S608 - only a constant is put in
+        {"class": class_id, "session": session_id, "crop": crop_id},
+    )
+    return {session for (session,) in rows}
+
+
 def read_probes(
     connection: Connection, class_id: int, model: str, *, session_id: int | None = None, crop_id: int | None = None
 ) -> list[Probe]:
-    """The crops without a student of the class, or of one session, or the one crop if it has none; by photo and id."""
+    """The crops without a student of the class, or of one session, or the one crop if it has none; by photo and id.
+
+    Crops that a person wants without a student are left alone unless asked for by id.
+    """
     with connection.cursor(row_factory=class_row(Probe)) as cursor:
         return cursor.execute(
             f"""SELECT f.id AS crop_id, i.id AS image_id, s.id AS session_id, u.crop_id IS NOT NULL AS taken_off
@@ -65,7 +82,7 @@ def read_probes(
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
-            WHERE {_in_scope(session_id, crop_id)}
+            WHERE {_in_scope(session_id, crop_id)} AND (u.crop_id IS NULL OR %(crop)s::bigint IS NOT NULL)
             AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.class_id = %(class)s)
             AND NOT EXISTS (
                 SELECT 1 FROM assignments a WHERE a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
@@ -83,30 +100,24 @@ def write_confirmed(
     session_id: int | None = None,
     crop_id: int | None = None,
     run_id: str | None = None,
-) -> set[int]:
-    """Give the crops that a person has confirmed their student in this lineage too; returns the sessions changed."""
-    rows = connection.execute(
-        f"""WITH written AS (
-            INSERT INTO assignments AS old
-                (crop_id, model, state, student_id, decided_by, cosine_similarity, similarity, run_id)
-            SELECT f.id, %(model)s, 'assigned', c.student_id, 'person', 1, 1, %(run)s
-            FROM confirmed_crops c
-            JOIN face_crops f ON f.id = c.crop_id AND c.class_id = %(class)s
-            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
-            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
-            WHERE {_in_scope(session_id, crop_id)}
-            ON CONFLICT (crop_id, model) DO UPDATE SET
-                state = 'assigned', student_id = excluded.student_id, decided_by = 'person', cosine_similarity = 1,
-                similarity = 1, runner_up_id = NULL, runner_up_cosine_similarity = NULL, run_id = excluded.run_id,
-                decided_at = now()
-            WHERE (old.student_id, old.decided_by) IS DISTINCT FROM (excluded.student_id, 'person')
-            RETURNING crop_id
-        )
-        SELECT DISTINCT i.session_id FROM written w JOIN face_crops f ON f.id = w.crop_id
-        JOIN images i ON i.id = f.image_id""",  # noqa: S608 - only a constant is put in
+) -> None:
+    """Give the crops of this scope that a person has confirmed their student in this lineage too."""
+    connection.execute(
+        f"""INSERT INTO assignments AS old
+            (crop_id, model, state, student_id, decided_by, cosine_similarity, similarity, run_id)
+        SELECT f.id, %(model)s, 'assigned', c.student_id, 'person', 1, 1, %(run)s
+        FROM confirmed_crops c
+        JOIN face_crops f ON f.id = c.crop_id AND c.class_id = %(class)s
+        JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+        WHERE {_in_scope(session_id, crop_id)}
+        ON CONFLICT (crop_id, model) DO UPDATE SET
+            state = 'assigned', student_id = excluded.student_id, decided_by = 'person', cosine_similarity = 1,
+            similarity = 1, runner_up_id = NULL, runner_up_cosine_similarity = NULL, run_id = excluded.run_id,
+            decided_at = now()
+        WHERE (old.student_id, old.decided_by) IS DISTINCT FROM (excluded.student_id, 'person')""",  # noqa: S608 - as above
         {"class": class_id, "model": model, "session": session_id, "crop": crop_id, "run": run_id},
     )
-    return {session for (session,) in rows}
 
 
 def read_identities(connection: Connection, class_id: int, model: str) -> dict[int, int | None]:
@@ -121,6 +132,35 @@ def read_identities(connection: Connection, class_id: int, model: str) -> dict[i
         [class_id, model],
     )
     return dict(rows.fetchall())
+
+
+def carry_over(connection: Connection, class_id: int, model: str) -> set[int]:
+    """Begin a model's lineage of a class with the identities that the class's active lineage has; returns its sessions.
+
+    Who somebody is does not depend on the model: without this, the first operation with another model would take
+    everybody for unknown. A lineage that has begun already stays as it is.
+    """
+    rows = connection.execute(
+        """WITH carried AS (
+            INSERT INTO assignments (crop_id, model, state, student_id, decided_by)
+            SELECT a.crop_id, %(model)s, a.state, a.student_id, a.decided_by
+            FROM assignments a
+            JOIN face_crops f ON f.id = a.crop_id
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+            JOIN classes c ON c.id = s.class_id AND c.active_model <> %(model)s
+            WHERE a.model = c.active_model AND a.state = 'assigned' AND NOT EXISTS (
+                SELECT 1 FROM assignments begun JOIN face_crops g ON g.id = begun.crop_id
+                JOIN images j ON j.id = g.image_id JOIN sessions t ON t.id = j.session_id
+                WHERE begun.model = %(model)s AND t.class_id = %(class)s
+            )
+            ON CONFLICT DO NOTHING RETURNING crop_id
+        )
+        SELECT DISTINCT i.session_id FROM carried JOIN face_crops f ON f.id = carried.crop_id
+        JOIN images i ON i.id = f.image_id""",
+        {"class": class_id, "model": model},
+    )
+    return {session for (session,) in rows}
 
 
 def student_of_crop(connection: Connection, class_id: int, crop_id: int, model: str) -> tuple[int, str] | None:

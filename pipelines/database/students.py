@@ -100,19 +100,26 @@ def read_merge_targets(connection: Connection, class_id: int) -> set[int]:
 def list_students(connection: Connection, class_id: int) -> list[dict[str, Any]]:
     """Every student of the class: id, name, provisional, student_number, email, crops and sessions_present.
 
-    The last two count in the class's active model's lineage. Named students first, each part by name.
+    A crop shows whom a person has confirmed, else whom the class's active model has assigned; sessions count in that
+    model's lineage. Named students first, each part by name.
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
-            """SELECT st.id, st.name, st.provisional, st.student_number, st.email,
-                (SELECT count(*) FROM assignments a JOIN face_crops f ON f.id = a.crop_id
-                    JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
-                    WHERE a.student_id = st.id AND a.model = c.active_model AND a.state = 'assigned') AS crops,
+            """WITH shown AS (
+                SELECT coalesce(k.student_id, a.student_id) AS student_id, count(*) AS crops
+                FROM classes c JOIN sessions s ON s.class_id = c.id
+                JOIN images i ON i.session_id = s.id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+                JOIN face_crops f ON f.image_id = i.id
+                LEFT JOIN confirmed_crops k ON k.crop_id = f.id AND k.class_id = c.id
+                LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = c.active_model AND a.state = 'assigned'
+                WHERE c.id = %(class)s GROUP BY 1
+            )
+            SELECT st.id, st.name, st.provisional, st.student_number, st.email, coalesce(shown.crops, 0) AS crops,
                 (SELECT count(*) FROM attendance t
                     WHERE t.student_id = st.id AND t.model = c.active_model AND t.status = 'present'
                 ) AS sessions_present
-            FROM students st JOIN classes c ON c.id = st.class_id
-            WHERE st.class_id = %s AND st.merged_into IS NULL
+            FROM students st JOIN classes c ON c.id = st.class_id LEFT JOIN shown ON shown.student_id = st.id
+            WHERE st.class_id = %(class)s AND st.merged_into IS NULL
             ORDER BY st.provisional, st.name, st.id""",
-            [class_id],
+            {"class": class_id},
         ).fetchall()

@@ -17,7 +17,8 @@ class Clustering:
     """Who is with whom.
 
     labels: (n,) int64, 0, 1, ... in the order of first appearance; -1 is noise (DBSCAN only).
-    max_clusters_reached: the distance threshold alone would have left more clusters than `max_clusters`.
+    max_clusters_reached: the distance threshold alone would have left more clusters than `max_clusters`, which has
+    forced at least one merge beyond it, or could not be met because of the constraints.
     """
 
     labels: NDArray[np.int64]

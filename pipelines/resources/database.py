@@ -23,6 +23,11 @@ class Database(dg.ConfigurableResource):
             yield connection
 
 
+def read_one_state(connection: psycopg.Connection) -> None:
+    """Let the transaction that begins now see the database as it is at its first query, whatever others commit."""
+    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+
 def _connect() -> psycopg.Connection:
     from pgvector.psycopg import register_vector
 

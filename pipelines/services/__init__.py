@@ -1,1 +1,7 @@
-"""The use cases, each once; assets, jobs and CLI call these."""
+"""The use cases, each once: what assets, jobs, commands and HTTP call."""
+
+from pipelines.services.assignment import FaceCropAssignmentService
+from pipelines.services.clustering import FaceCropClusteringService
+from pipelines.services.embedding import EmbeddingService
+
+__all__ = ["EmbeddingService", "FaceCropAssignmentService", "FaceCropClusteringService"]

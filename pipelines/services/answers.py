@@ -54,12 +54,14 @@ class BatchEmbeddingAnswer(BaseModel):
 class ClusteringAnswer(BaseModel):
     """The clusters that were found, and what was made of them."""
 
-    status: Literal["success"]
+    status: BatchStatus
     clusters_found: int
     students_created: int
     crops_assigned: int
     cluster_sizes: dict[str, int] = Field(description="Crops of each cluster, by its label.")
-    max_clusters_reached: bool = Field(description="max_clusters forced people together who are not alike enough.")
+    max_clusters_reached: bool = Field(
+        description="max_clusters merged people who are not alike enough, or could not be met."
+    )
     errors: int = Field(description="Crops that could not be embedded and stayed out.")
 
 

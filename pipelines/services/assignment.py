@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection
 
-from pipelines.database import catalog, crops, decisions, identities
+from pipelines.database import attendance, catalog, crops, decisions, identities
 from pipelines.database.identities import Assignment, Probe
 from pipelines.errors import PhotoError, UnknownIdError
 from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
+from pipelines.resources.database import read_one_state
 from pipelines.resources.embedding.registry import ModelSpec, get_spec
 from pipelines.services.answers import (
     AssignmentAnswer,
@@ -99,6 +100,7 @@ class FaceCropAssignmentService:
         embedding = EmbeddingService(self.embedding_model, context=self.context)
         failed = embedding.embed_missing([crop_id])
         with self.context.database.connection() as connection:
+            read_one_state(connection)
             class_id = catalog.class_of_crop(connection, crop_id)
             if crop_id in failed:
                 raise PhotoError(failed[crop_id])
@@ -142,28 +144,45 @@ class FaceCropAssignmentService:
         crop_id: int | None = None,
     ) -> list[AssignmentAnswer]:
         """Read, decide and write in one transaction under the class's lock; what has no vector yet gets one before."""
+        self._parameters(auto_commit)
         self.context.models.require(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
         model = self.embedding_model
         failed: dict[int, str] | None = None
         while True:
             with self.context.database.connection() as connection:
+                if not auto_commit:
+                    read_one_state(connection)
                 class_id = find_class(connection)
                 if auto_commit:
                     catalog.lock_class(connection, class_id, self.context.lock_patience_s)
+                changed = identities.carry_over(connection, class_id, model)
                 table = _Table(connection, get_spec(model), embedding.version, class_id)
                 probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
                 compared = table.compare([probe.crop_id for probe in probes], self.k)
                 if failed is not None or not compared.bare:
                     matches = self._match(table, probes, compared)
+                    if crop_id is not None and not probes:
+                        answers = [_already_assigned(connection, class_id, crop_id, model)]
+                    else:
+                        answers = [self._answer(table, p, matches.get(p.crop_id), failed or {}) for p in probes]
                     if auto_commit:
-                        changed = identities.write_confirmed(
+                        identities.write_confirmed(
                             connection, class_id, model, session_id=session_id, crop_id=crop_id, run_id=run_id
                         )
-                        self._write(table, probes, matches, changed, run_id)
-                    if crop_id is not None and not probes:
-                        return [_already_assigned(connection, class_id, crop_id, model)]
-                    return [self._answer(table, probe, matches.get(probe.crop_id), failed or {}) for probe in probes]
+                        self._write(table, probes, matches, run_id)
+                        scope = identities.sessions_of_crops(
+                            connection, class_id, session_id=session_id, crop_id=crop_id
+                        )
+                        registered = set(attendance.registered_sessions(connection, scope).get(model, []))
+                        changed |= {probe.session_id for probe in probes} & scope
+                        # One crop says nothing about who else was in a session that nobody has looked at.
+                        changed = changed & registered if crop_id is not None else changed | (scope - registered)
+                        refresh_attendance(connection, class_id, changed, model)
+                    else:
+                        connection.rollback()  # what was carried over
+                    return answers
+                connection.rollback()  # the second round begins anew
             # Not under the lock, for networks take their time; what has no vector afterwards cannot have one.
             failed = embedding.embed_missing(sorted(compared.bare))
 
@@ -193,19 +212,12 @@ class FaceCropAssignmentService:
         return 1 - distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold)
 
     def _write(
-        self,
-        table: "_Table",
-        probes: Sequence[Probe],
-        matches: Mapping[int, "_Match"],
-        changed_sessions: set[int],
-        run_id: str | None,
+        self, table: "_Table", probes: Sequence[Probe], matches: Mapping[int, "_Match"], run_id: str | None
     ) -> None:
         decided = [p for p in probes if p.crop_id in matches and not p.taken_off]
         rows = [matches[p.crop_id].assignment(p.crop_id, table.spec) for p in decided]
         identities.write_assignments(table.connection, table.spec.name, rows, run_id)
         catalog.delete_empty_provisional_students(table.connection, table.class_id)
-        sessions = {p.session_id for p in decided} | changed_sessions
-        refresh_attendance(table.connection, table.class_id, sessions, table.spec.name)
 
     def _answer(
         self, table: "_Table", probe: Probe, match: "_Match | None", failed: Mapping[int, str]

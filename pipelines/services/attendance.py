@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
 
@@ -78,8 +78,10 @@ class Register:
         )
 
 
-def refresh_attendance(connection: Connection, class_id: int, session_ids: Iterable[int], model: str) -> None:
+def refresh_attendance(connection: Connection, class_id: int, session_ids: Collection[int], model: str) -> None:
     """Derive the sessions' attendance from their assignments, in the transaction that has changed these."""
+    if not session_ids:
+        return
     withdrawn = catalog.withdrawn_student_ids(connection, class_id)
     for session_id in sorted(session_ids):
         if not catalog.session_by_id(connection, session_id).is_enrolment:

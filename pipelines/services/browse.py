@@ -1,5 +1,6 @@
 """What there is: classes, sessions, photos, face crops and students, for whoever looks around."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Generic, Literal, TypeVar
@@ -162,17 +163,28 @@ class BrowseService:
         with self.database.connection() as connection:
             return _page(FaceCropItem, browse.face_crops(connection, limit, offset, **filters), limit, offset)
 
-    def face_crop(self, crop_id: int) -> FaceCropItem:
-        """One face crop."""
-        return FaceCropItem(**self._face_crop(crop_id))
+    def face_crop(self, crop_id: int, *, of_removed_too: bool = False) -> FaceCropItem:
+        """One face crop; of_removed_too: of a photo that was removed or refused as well."""
+        return FaceCropItem(**self._face_crop(crop_id, of_removed_too))
 
     def crop_path(self, crop_id: int) -> str | None:
         """Where the photo store keeps a crop's picture, for `PhotoStore.read_crop`."""
         return self._face_crop(crop_id)["crop_path"]
 
-    def _face_crop(self, crop_id: int) -> browse.Row:
+    def _face_crop(self, crop_id: int, of_removed_too: bool = False) -> browse.Row:
         with self.database.connection() as connection:
-            return _found("face crop", crop_id, browse.face_crop_row(connection, crop_id))
+            row = browse.face_crop_row(connection, crop_id, of_removed_too=of_removed_too)
+            return _found("face crop", crop_id, row)
+
+    def class_names_of_crops(self, crop_ids: Sequence[int]) -> set[str]:
+        """Names of the classes of those face crops that are there."""
+        with self.database.connection() as connection:
+            return browse.class_names_of_crops(connection, crop_ids)
+
+    def class_names_of_student(self, student_id: int) -> set[str]:
+        """The name of a student's class; empty where there is no such student."""
+        with self.database.connection() as connection:
+            return browse.class_names_of_student(connection, student_id)
 
     def students(
         self, limit: int, offset: int, class_id: int | None = None, provisional: bool | None = None
@@ -182,11 +194,13 @@ class BrowseService:
             page = browse.students(connection, limit, offset, class_id=class_id, provisional=provisional)
             return _page(StudentItem, page, limit, offset)
 
-    def student(self, student_id: int) -> StudentItem:
-        """One student; of one who was merged into another, the error names that other."""
+    def student(self, student_id: int, *, follow_merges: bool = False) -> StudentItem:
+        """One student; of one who was merged into another, that other (follow_merges) or an error that names them."""
         with self.database.connection() as connection:
             row = browse.student_row(connection, student_id)
             if row is None and (other := browse.merged_into(connection, student_id)):
+                if follow_merges:
+                    return StudentItem(**_found("student", other, browse.student_row(connection, other)))
                 raise UnknownIdError(f"The student {student_id} was merged into the student {other}.")
             return StudentItem(**_found("student", student_id, row))
 

@@ -2,22 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection
 
 from pipelines.database import catalog, clusters, crops, identities, students
-from pipelines.database.clusters import Candidate, Scope
+from pipelines.database.clusters import ClusterCrop, Scope
 from pipelines.database.identities import Assignment, State
 from pipelines.faces.clustering import FREE, agglomerative_clusters
 from pipelines.faces.similarity import cosine_similarity_matrix, distance_for
 from pipelines.resources.embedding.registry import ModelSpec, get_spec
-from pipelines.services.answers import ClassClusteringAnswer, SessionClusteringAnswer
+from pipelines.services.answers import ClassClusteringAnswer, SessionClusteringAnswer, batch_status
 from pipelines.services.attendance import refresh_attendance
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.embedding import EmbeddingService
@@ -26,12 +26,23 @@ from pipelines.services.parameters import ClassClusteringParameters, SimilarityS
 _logger = logging.getLogger(__name__)
 
 
+class _Face(NamedTuple):
+    """What a crop's cluster depends on besides its vector; student_id: the confirmed one, else FREE."""
+
+    crop_id: int
+    image_id: int
+    student_id: int
+
+
 @dataclass(frozen=True)
 class FaceCropClusteringService:
     """Clusters the usable crops of a session or class by one model's vectors and makes students of the clusters.
 
     Raises ParameterError for a parameter out of its range, and at every call UnknownIdError for an id that is not
     there, WeightsError where the model's weights are missing, ClassBusyError after the context's patience.
+
+    max_clusters: clusters merge beyond the threshold until so many are left, or more: two faces of one photo, and two
+    confirmed students, stay apart.
 
     >>> service = FaceCropClusteringService("dlib", max_clusters=30)
     >>> service.cluster_session_crops(session_id=1).cluster_sizes
@@ -64,7 +75,7 @@ class FaceCropClusteringService:
             class_name = catalog.class_by_id(connection, session.class_id)
         found = self._cluster(
             Scope(session.class_id, session.id),
-            lambda connection: catalog.create_provisional_student(connection, class_name, session),
+            lambda connection: catalog.create_provisional_student(connection, session.class_id, class_name, session),
             include_identified=True,
             move=False,
             create_students=create_students,
@@ -84,8 +95,9 @@ class FaceCropClusteringService:
         """Cluster the crops of all sessions of a class.
 
         include_identified False: only crops without a student, whose clusters become `Class_<class>_Cluster_<n>`. True:
-        all crops anew; what a person has confirmed stays and names its cluster, every other crop follows its cluster,
-        and provisional students whom that leaves without a crop are deleted.
+        all crops anew; what a person has confirmed stays and names its cluster, crops of a student whom others were
+        merged into stay theirs, every other crop follows its cluster, and provisional students whom that leaves without
+        a crop are deleted.
 
         >>> FaceCropClusteringService("dlib").cluster_class_crops(class_id=1, include_identified=True).clusters_found
         2
@@ -95,7 +107,7 @@ class FaceCropClusteringService:
             class_name = catalog.class_by_id(connection, class_id)
         found = self._cluster(
             Scope(class_id),
-            lambda connection: clusters.create_class_student(connection, class_id, class_name),
+            lambda connection: catalog.create_provisional_student(connection, class_id, class_name),
             include_identified=include_identified,
             move=include_identified,
             create_students=create_students,
@@ -125,7 +137,7 @@ class FaceCropClusteringService:
         assign_crops: bool,
         run_id: str | None,
     ) -> dict[str, Any]:
-        """Embed what has no vector yet, then read, decide and write in one transaction under the class's lock.
+        """Embed and cluster, which takes long, then decide and write in one transaction under the class's lock.
 
         move: a crop leaves the student it was given automatically for its cluster's. Returns the answer's fields.
         """
@@ -133,40 +145,51 @@ class FaceCropClusteringService:
         spec = get_spec(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
 
-        def read(connection: Connection) -> tuple[list[Candidate], dict[int, Candidate]]:
-            everyone = clusters.read_candidates(connection, scope, spec.name)
+        def read(connection: Connection, keep: bool) -> tuple[list[ClusterCrop], dict[int, ClusterCrop], set[int]]:
+            """All crops, those that are to be clustered, and the sessions whose identities another lineage has given.
+
+            Waits for the class's lock. keep False: what the other lineage has given counts here and is not stored.
+            """
+            catalog.lock_class(connection, scope.class_id, self.context.lock_patience_s)
+            with connection.transaction(force_rollback=not keep):
+                carried = identities.carry_over(connection, scope.class_id, spec.name)
+                everyone = clusters.read_cluster_crops(connection, scope, spec.name)
             taking_part = (c for c in everyone if c.clusterable and (include_identified or c.student_id is None))
-            return everyone, {crop.id: crop for crop in taking_part}
+            return everyone, {crop.id: crop for crop in taking_part}, carried
 
         with self.context.database.connection() as connection:
-            _, wanted = read(connection)
+            _, wanted, _ = read(connection, keep=False)
         if failed := embedding.embed_missing(list(wanted)):
             _logger.warning(
                 "%d of %d crops have no vector and stay out of the clusters: ids %s.",
                 *(len(failed), len(wanted), sorted(failed)),
             )
+        with self.context.database.connection() as connection:
+            ids, vectors = crops.read_embeddings(connection, spec.name, embedding.version, wanted, spec.dimension)
+        faces = _faces(ids, wanted)
+        # Without the lock, for thousands of crops take seconds in which nobody could correct a face.
+        labels, reached = self._labels(faces, vectors, spec)
 
         with self.context.database.connection() as connection:
-            catalog.lock_class(connection, scope.class_id, self.context.lock_patience_s)
-            everyone, wanted = read(connection)
-            ids, vectors = crops.read_embeddings(connection, spec.name, embedding.version, wanted, spec.dimension)
-            taking_part = [wanted[crop_id] for crop_id in ids]
-            labels, reached = self._labels(taking_part, vectors, spec)
-            groups: list[list[Candidate]] = [[] for _ in range(max(labels, default=-1) + 1)]
-            for crop, label in zip(taking_part, labels, strict=True):
-                groups[label].append(crop)
+            everyone, wanted, carried = read(connection, keep=assign_crops)
+            embedded = crops.crops_with_embedding(connection, spec.name, embedding.version, list(wanted))
+            if _faces(sorted(embedded), wanted) != faces:
+                ids, vectors = crops.read_embeddings(connection, spec.name, embedding.version, wanted, spec.dimension)
+                labels, reached = self._labels(_faces(ids, wanted), vectors, spec)
+            groups: list[list[ClusterCrop]] = [[] for _ in range(max(labels, default=-1) + 1)]
+            for crop_id, label in zip(ids, labels, strict=True):
+                groups[label].append(wanted[crop_id])
 
             # A name that a person gave is worth more than the number of crops that still wait for one.
             provisional = catalog.provisional_student_ids(connection, scope.class_id)
-            named = {c.student_id for c in everyone if c.student_id is not None} - provisional if move else set()
-            owners_of = partial(
-                cluster_owners, named=named, merged=students.read_merge_targets(connection, scope.class_id)
-            )
+            named = catalog.student_names(connection, scope.class_id).keys() - provisional if move else set()
+            merged = students.read_merge_targets(connection, scope.class_id)
+            owners_of = partial(cluster_owners, named=named, merged=merged)
             owners = owners_of(groups, remembered=clusters.read_remembered(connection, scope, spec.name))
-            unknown = unknown_people(groups, owners, move) if create_students else []
+            unknown = unknown_people(groups, owners, move, merged) if create_students else []
             for label in unknown:
                 owners[label] = new_student(connection)
-            decided = decide_crops(everyone, groups, owners, move) if assign_crops else {}
+            decided = decide_crops(everyone, groups, owners, move, merged) if assign_crops else {}
 
             to_remember = students_to_remember(owners, owners_of(as_decided(groups, decided)))
             labels_by_crop = dict(zip(ids, labels, strict=True))
@@ -176,38 +199,38 @@ class FaceCropClusteringService:
                 identities.write_assignments(connection, spec.name, rows, run_id)
                 if move:
                     catalog.delete_empty_provisional_students(connection, scope.class_id)
-                written = {row.crop_id for row in rows}
-                sessions = {crop.session_id for crop in taking_part if crop.id in written}
-                refresh_attendance(connection, scope.class_id, sessions, spec.name)
+                changed = {wanted[row.crop_id].session_id for row in rows} | carried
+                refresh_attendance(connection, scope.class_id, changed, spec.name)
+        errors = len(wanted) - len(ids)
         return {
-            "status": "success",
+            "status": batch_status(errors, len(wanted)),
             "clusters_found": len(groups),
             "students_created": len(unknown),
             "crops_assigned": sum(state == "assigned" for state, _ in decided.values()),
             "cluster_sizes": {str(label): len(group) for label, group in enumerate(groups)},
             "max_clusters_reached": reached,
-            "errors": len(wanted) - len(ids),
+            "errors": errors,
         }
 
-    def _labels(
-        self, taking_part: Sequence[Candidate], vectors: NDArray[np.float32], spec: ModelSpec
-    ) -> tuple[list[int], bool]:
-        """The cluster of each crop, and whether max_clusters has merged people."""
+    def _labels(self, faces: Sequence[_Face], vectors: NDArray[np.float32], spec: ModelSpec) -> tuple[list[int], bool]:
+        """The cluster of each face, and whether max_clusters has merged people or could not be met."""
         clustering = agglomerative_clusters(
             vectors,
             distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold),
-            cannot_link=np.array([crop.image_id for crop in taking_part], np.int64),
-            must_link=np.array(
-                [FREE if crop.confirmed_student_id is None else crop.confirmed_student_id for crop in taking_part],
-                np.int64,
-            ),
+            cannot_link=np.array([face.image_id for face in faces], np.int64),
+            must_link=np.array([face.student_id for face in faces], np.int64),
             max_clusters=self.max_clusters,
         )
         return clustering.labels.tolist(), clustering.max_clusters_reached
 
 
+def _faces(ids: Iterable[int], wanted: Mapping[int, ClusterCrop]) -> list[_Face]:
+    """What the crops' clusters depend on besides their vectors."""
+    return [_Face(i, wanted[i].image_id, wanted[i].confirmed_student_id or FREE) for i in ids]
+
+
 def cluster_owners(
-    groups: Sequence[Sequence[Candidate]],
+    groups: Sequence[Sequence[ClusterCrop]],
     *,
     named: Collection[int] = (),
     merged: Collection[int] = (),
@@ -217,21 +240,25 @@ def cluster_owners(
 
     First the student of its confirmed crops, of whom a cluster holds one at most. Then, where two clusters claim a
     student the one with more of their crops, then the first: the `named` student with more than half of the crops that
-    named students have in it; the student with more than half of the crops that have a student; the one whom its crops'
-    former clusters `remembered` (crop id -> student id).
+    named students have in it; the merged one with as many crops as anybody; the student with more than half of the
+    crops that have a student; the one whom its crops' former clusters `remembered` (crop id -> student id). Crops in
+    doubt count for merged students only: where a photo shows both of two who are one, a face of it is in doubt.
     """
     owners = [
         next((c.confirmed_student_id for c in group if c.confirmed_student_id is not None), None) for group in groups
     ]
-    known = [[crop.student_id for crop in group if crop.student_id is not None] for group in groups]
+    known = [
+        [student for crop in group if (student := crop.student_id or crop.student_among(merged))] for group in groups
+    ]
     memories = [
         [student for crop in group if (student := (remembered or {}).get(crop.id)) and crop.may_become(student)]
         for group in groups
     ]
     for claims in (
         _claims([[student for student in of_group if student in named] for of_group in known], majority=True),
+        [claim for claim in _claims(known, most=True) if claim[2] in merged],
         _claims(known, majority=True),
-        _claims(memories, majority=False),
+        _claims(memories),
     ):
         for _, label, student in claims:
             if owners[label] is None and (student in merged or student not in owners):
@@ -239,38 +266,49 @@ def cluster_owners(
     return owners
 
 
-def _claims(known: Sequence[Sequence[int]], *, majority: bool) -> list[tuple[int, int, int]]:
-    """(-crops, label, student) of all who have a crop, or more than half, in a cluster; the strongest claim first."""
+def _claims(
+    known: Sequence[Sequence[int]], *, majority: bool = False, most: bool = False
+) -> list[tuple[int, int, int]]:
+    """(-crops, label, student) of all with a crop in a cluster, or more than half, or most; the strongest claim first."""
     return sorted(
         (-count, label, student)
         for label, of_group in enumerate(known)
-        for student, count in Counter(of_group).items()
-        if not majority or 2 * count > len(of_group)
+        for counts in [Counter(of_group)]
+        for student, count in counts.items()
+        if not (majority and 2 * count <= len(of_group)) and not (most and count < max(counts.values()))
     )
 
 
-def unknown_people(groups: Sequence[Sequence[Candidate]], owners: Sequence[int | None], move: bool) -> list[int]:
+def unknown_people(
+    groups: Sequence[Sequence[ClusterCrop]], owners: Sequence[int | None], move: bool, merged: Collection[int] = ()
+) -> list[int]:
     """The clusters without a student that have a crop to give to one."""
     return [
         label
         for label, (group, owner) in enumerate(zip(groups, owners, strict=True))
-        if owner is None and any(_waits(crop, move) for crop in group)
+        if owner is None and any(_waits(crop, move) and crop.student_among(merged) is None for crop in group)
     ]
 
 
 def decide_crops(
-    everyone: Sequence[Candidate], groups: Sequence[Sequence[Candidate]], owners: Sequence[int | None], move: bool
+    everyone: Sequence[ClusterCrop],
+    groups: Sequence[Sequence[ClusterCrop]],
+    owners: Sequence[int | None],
+    move: bool,
+    merged: Collection[int] = (),
 ) -> dict[int, tuple[State, int]]:
     """What becomes of the crops that do not stay as they are: crop id -> state and student.
 
     everyone: all crops of the photos, so that nobody is put into a photo that shows them already on another crop; such
-    a crop needs a review. move: crops that were given a student automatically follow their cluster too.
+    a crop needs a review. move: crops that were given a student automatically follow their cluster too, but for those of
+    the `merged`, whom others were merged into: else clustering would undo what a person has said.
     """
     changing = [
         (crop, owner)
         for group, owner in zip(groups, owners, strict=True)
         for crop in group
         if owner is not None and crop.student_id != owner and _waits(crop, move) and crop.may_become(owner)
+        if crop.student_among(merged) in (None, owner)
     ]
     leaving = {crop.id for crop, _ in changing}
     shown = {(crop.image_id, crop.student_id) for crop in everyone if crop.id not in leaving}
@@ -282,15 +320,17 @@ def decide_crops(
 
 
 def as_decided(
-    groups: Sequence[Sequence[Candidate]], decided: Mapping[int, tuple[State, int]]
-) -> list[list[Candidate]]:
+    groups: Sequence[Sequence[ClusterCrop]], decided: Mapping[int, tuple[State, int]]
+) -> list[list[ClusterCrop]]:
     """The clusters' crops as they are after `decide_crops`."""
 
-    def after(crop: Candidate) -> Candidate:
+    def after(crop: ClusterCrop) -> ClusterCrop:
         if crop.id not in decided:
             return crop
         state, student_id = decided[crop.id]
-        return replace(crop, assigned_student_id=student_id if state == "assigned" else None)
+        if state == "assigned":
+            return replace(crop, assigned_student_id=student_id, doubted_student_id=None)
+        return replace(crop, assigned_student_id=None, doubted_student_id=student_id)
 
     return [[after(crop) for crop in group] for group in groups]
 
@@ -307,13 +347,13 @@ def students_to_remember(owners: Sequence[int | None], evident: Sequence[int | N
     }
 
 
-def _waits(crop: Candidate, move: bool) -> bool:
+def _waits(crop: ClusterCrop, move: bool) -> bool:
     """Whether the crop takes a student: no person has spoken about it, and it has none or may change."""
     return crop.confirmed_student_id is None and not crop.unassigned and (move or crop.student_id is None)
 
 
 def _assignments(
-    groups: Sequence[Sequence[Candidate]],
+    groups: Sequence[Sequence[ClusterCrop]],
     decided: Mapping[int, tuple[State, int]],
     vectors: Mapping[int, NDArray[np.float32]],
     spec: ModelSpec,
@@ -321,14 +361,18 @@ def _assignments(
     """The rows of the decided crops, whose evidence is the mean similarity to the cluster's others, and of confirmed ones."""
     rows: list[Assignment] = []
     for group in groups:
-        for crop in group:
+        if any(crop.id in decided for crop in group):
+            of_group = np.stack([vectors[crop.id] for crop in group])
+            similarities = cosine_similarity_matrix(of_group, of_group)
+            np.fill_diagonal(similarities, 0)
+            sums = similarities.sum(axis=1, dtype=np.float64).tolist()
+        else:
+            sums = [0.0] * len(group)
+        for crop, of_others in zip(group, sums, strict=True):
             if crop.confirmed_student_id is not None:
                 rows.append(Assignment(crop.id, "assigned", crop.confirmed_student_id, "person", 1.0, 1.0))
             elif crop.id in decided:
-                others = [vectors[other.id] for other in group if other is not crop]
-                cosine = (
-                    float(cosine_similarity_matrix(vectors[crop.id][None], np.stack(others)).mean()) if others else None
-                )
+                cosine = of_others / (len(group) - 1) if len(group) > 1 else None
                 calibrated = None if cosine is None else spec.calibrated(cosine)
                 rows.append(Assignment(crop.id, *decided[crop.id], "cluster", cosine, calibrated))
     return rows

@@ -20,6 +20,11 @@ from pipelines.services.context import ServiceContext, default_context
 MAX_NAME_LENGTH = 200
 MAX_REASON_LENGTH = 2000
 
+# Zero-width non-joiner and joiner, which Persian and Indian names need between letters.
+_JOINERS = "\u200c\u200d"
+# Letters to Unicode, and nothing to see.
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+
 Found = TypeVar("Found", SessionRow, Student)
 
 
@@ -146,12 +151,16 @@ class DecisionService:
         reason = clean_reason(reason)
         with self._student(into_student_id) as (connection, kept):
             merged = students.find_student(connection, student_id)
+            if student_id == into_student_id:
+                raise ConflictError(f"Student {student_id} cannot be merged into itself: name two students.")
+            if merged.id == kept.id:
+                raise ConflictError(
+                    f"Students {student_id} and {into_student_id} are one already: {kept.name} (student {kept.id})."
+                )
             if merged.id != student_id:
                 raise ConflictError(
                     f"Student {student_id} was merged into {merged.name} (student {merged.id}) already: merge that one."
                 )
-            if merged.id == kept.id:
-                raise ConflictError(f"Student {student_id} cannot be merged into itself: name two students.")
             if merged.class_id != kept.class_id:
                 raise ConflictError(
                     f"{merged.name} and {kept.name} are of different classes: merge students of one class only."
@@ -265,15 +274,20 @@ def check_name_is_free(connection: Connection, student: Student, name: str) -> N
 def clean_name(name: str) -> str:
     """A student's name as it is stored: stripped, Unicode NFC as names of portraits are.
 
-    Raises ParameterError for an empty one, one of more than 200 characters, or one with control characters.
+    Raises ParameterError for an empty one, one of more than 200 characters, one without a letter or digit, or one with
+    characters that cannot be seen: two such names would look the same, or turn the text around them.
     """
     cleaned = unicodedata.normalize("NFC", name).strip()
     if not cleaned:
         raise ParameterError("The name is empty: give at least one letter.")
     if len(cleaned) > MAX_NAME_LENGTH:
         raise ParameterError(f"The name has {len(cleaned)} characters: give at most {MAX_NAME_LENGTH}.")
-    if not is_plain(cleaned):
+    joiners_outside = cleaned.strip(_JOINERS) != cleaned
+    formats = any(unicodedata.category(c) == "Cf" and c not in _JOINERS for c in cleaned)
+    if not is_plain(cleaned) or formats or joiners_outside:
         raise ParameterError(f"The name {cleaned!r} holds characters that cannot be shown: leave them out.")
+    if not any(unicodedata.category(c)[0] in "LN" and c not in _FILLERS for c in cleaned):
+        raise ParameterError(f"The name {cleaned!r} has no letter or digit: give at least one.")
     return cleaned
 
 

@@ -72,10 +72,11 @@ class DetectionService:
                     with self.database.connection() as connection:
                         catalog.refuse_image(connection, image.id, str(error))
         with self.database.connection() as connection:
+            # Before any row is held: a search of the same photos takes the class first, then its rows.
+            catalog.lock_class(connection, session.class_id)
             self._gate(connection, session.id, report)
             if key.is_enrolment:
                 # For every portrait, searched now or before: its file may have been renamed after somebody else.
-                catalog.lock_class(connection, session.class_id)
                 crops.confirm_portraits(connection, session.id, session.class_id)
             report.refused = {
                 image.path: image.refused_reason

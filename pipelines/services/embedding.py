@@ -136,12 +136,17 @@ class EmbeddingService:
             except OSError as error:
                 raise PhotoError(f"The photo {name!r} cannot be read: {error.strerror}.") from error
             image = read_photo(data, name, self.context.settings.max_megapixels).pixels
-        faces = FaceDetector.from_settings(self.context.settings).detect(image)
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise PhotoError(
+                f"The image cannot be used: it is {pixels.dtype} of shape {pixels.shape}, not uint8 RGB (height, width, 3)."
+            )
+        faces = FaceDetector.from_settings(self.context.settings).detect(pixels)
         if not faces:
             raise PhotoError(f"No face was found in {name!r}: use a photo that shows the face with some background.")
         model = self.context.models.get(self.model_name)
         largest = max(faces, key=lambda face: face.box[2] * face.box[3])
-        (vector,) = model.embed([model.cut(image, largest)])
+        (vector,) = model.embed([model.cut(pixels, largest)])
         if isinstance(vector, EmbeddingError):
             raise vector
         return vector
@@ -154,6 +159,8 @@ class EmbeddingService:
         >>> EmbeddingService("dlib").calculate_similarity([1, 0], [1, 0], scale="cosine")
         1.0
         """
+        if scale not in ("calibrated", "cosine"):
+            raise ValueError(f"There is no similarity scale {scale!r}: choose calibrated or cosine.")
         cosine = float(cosine_similarity_matrix(np.atleast_2d(a), np.atleast_2d(b))[0, 0])
         return cosine if scale == "cosine" else get_spec(self.model_name).calibrated(cosine)
 

@@ -52,7 +52,7 @@ class _IdentityParameters(Parameters):
     similarity_scale: SimilarityScale = Field(
         default="calibrated",
         description="calibrated: 0.5 is the model's own verification threshold, so that a number means the same for "
-        "every model; cosine: the plain cosine similarity.",
+        "every model, and equal vectors have 0.99; cosine: the plain cosine similarity.",
     )
 
 
@@ -60,7 +60,11 @@ class ClusteringParameters(_IdentityParameters):
     """How crops are grouped into people."""
 
     max_clusters: int = Field(
-        default=50, ge=1, le=200, description="Bound on the number of clusters; where it bites, people are merged."
+        default=50,
+        ge=1,
+        le=200,
+        description="Bound on the number of clusters; where it bites, people are merged. Two faces of one photo and two "
+        "confirmed students stay apart, so that more clusters may be left.",
     )
     similarity_threshold: float = Field(
         default=0.5, ge=0, le=1, description="Mean similarity from which on faces are one person."

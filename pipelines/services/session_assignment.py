@@ -14,7 +14,7 @@ from pipelines.database import catalog, clusters, crops, decisions, identities, 
 from pipelines.database.clusters import Scope
 from pipelines.database.identities import Assignment, GalleryCrop
 from pipelines.faces.assignment import assign_one_to_one, knn_votes
-from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix
+from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec, get_spec
@@ -61,8 +61,8 @@ class SessionAssignmentService:
         """Match every embedded crop with the class's gallery; what matches nobody becomes provisional students.
 
         Confirmed crops are asked first, so that portraits added or corrected later put right what was decided without
-        them; then the other crops of named students, then provisional students, then the session's clusters. One transaction under the class's lock: two sessions of a class processed at
-        once never make the same person twice.
+        them; then the other crops of named students, then provisional students, then the session's clusters. One
+        transaction under the class's lock: two sessions of a class processed at once never make the same person twice.
         """
         spec = get_spec(self.model_name)
         with self.database.connection() as connection:
@@ -80,7 +80,10 @@ class SessionAssignmentService:
             owners = run.prior_owners(groups)
             for members, owner in zip(groups, owners, strict=True):
                 created += owner is None
-                run.become(members, owner or catalog.create_provisional_student(connection, key.class_name, session))
+                run.become(
+                    members,
+                    owner or catalog.create_provisional_student(connection, session.class_id, key.class_name, session),
+                )
             changed = identities.write_assignments(connection, spec.name, run.decided.values(), run_id)
             changed += identities.forget_assignments(connection, spec.name, session.id, list(run.decided))
             catalog.delete_empty_provisional_students(connection, session.class_id)
@@ -130,7 +133,9 @@ class _SessionRun:
         prior |= decisions.read_doubted(connection, spec.name, ids, self.merged_together)
         prior |= identities.read_prior_students(connection, spec.name, ids)
         self.prior = {
-            crop_id: student_id for crop_id, student_id in prior.items() if student_id not in self.rejected[crop_id]
+            crop_id: student_id
+            for crop_id, student_id in prior.items()
+            if crop_id in rows and student_id not in self.rejected[crop_id]
         }
 
         gallery = {
@@ -177,7 +182,7 @@ class _SessionRun:
                 decision.student,
                 "knn",
                 decision.similarity,
-                self.calibrated(decision.similarity),
+                None if decision.similarity is None else self.spec.calibrated(decision.similarity),
                 decision.runner_up,
                 decision.runner_up_similarity,
             )
@@ -272,11 +277,5 @@ class _SessionRun:
             similarity = float(
                 cosine_similarity_matrix(self.vectors[[self.index[crop_id]]], self.vectors[embedded]).mean()
             )
-        return Assignment(crop_id, "assigned", student_id, "cluster", similarity, self.calibrated(similarity))
-
-    def calibrated(self, cosine_similarity: float | None) -> float | None:
-        """The similarity on the scale that people see: 0.5 at the model's own verification threshold."""
-        if cosine_similarity is None:
-            return None
-        spec = self.spec
-        return float(calibrated_similarity(1 - cosine_similarity, spec.verification_threshold))
+        calibrated = None if similarity is None else self.spec.calibrated(similarity)
+        return Assignment(crop_id, "assigned", student_id, "cluster", similarity, calibrated)

@@ -25,6 +25,8 @@ MAX_ROSTER_BYTES = 10_000_000
 MAX_NUMBER_LENGTH = 100
 MAX_EMAIL_LENGTH = 254
 
+# What Excel writes above the head; the line's end stays.
+_DECLARED_SEPARATOR = re.compile(r"(?P<quote>\"?)sep=(?P<separator>[,;\t|])(?P=quote)[ ,;]*(?=[\r\n])", re.IGNORECASE)
 _EMAIL = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+\.[^@\s,;<>\"]+")
 
 
@@ -59,7 +61,7 @@ class ImportStudents(Parameters):
 
 
 class StudentRow(BaseModel):
-    """A student; crops and sessions are counted in the lineage of the class's active model."""
+    """A student; crops are those confirmed or, by the class's active model, assigned; so are sessions by that model."""
 
     id: int
     name: str
@@ -274,12 +276,18 @@ def read_roster(path: str) -> bytes:
 def parse_roster(content: str | bytes) -> Roster:
     """Read a roster: CSV with a head line, separated by commas or semicolons, UTF-8 with or without BOM.
 
+    Excel's own first line `sep=;` may stand above the head.
+
     Columns, in any order and case: first_name, last_name, and optionally student_id and email; others are left out with
     a note. A row with a mistake is refused with its line and reason, the others count. Raises ParameterError where the
     whole cannot be read.
     """
     text = _decoded(content)
-    delimiter = max(",;", key=lambda candidate: len(set(COLUMNS).intersection(_head(text, candidate))))
+    if declared := _DECLARED_SEPARATOR.match(text):
+        # Blanked, so that the lines keep their numbers.
+        text, delimiter = text[declared.end() :], declared["separator"]
+    else:
+        delimiter = max(",;", key=lambda candidate: len(set(COLUMNS).intersection(_head(text, candidate))))
     records = list(_records(text, delimiter))
     if not records:
         raise ParameterError("The roster is empty: its first line must name its columns.")

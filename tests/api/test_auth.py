@@ -96,8 +96,9 @@ def test_a_page_of_ours_is_served(client):
     assert client.get(f"{API}/classes/", headers={"origin": "http://127.0.0.1:8000"}).status_code == 200
 
 
-def test_an_empty_token_is_none(serve):
-    served = serve(api_token=SecretStr(""))
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_an_empty_token_is_none(serve, token):
+    served = serve(api_token=SecretStr(token))
     assert served.get(f"{API}/classes/").status_code == 200
     assert served.get(f"{API}/classes/", headers={"host": "evil.example"}).status_code == 403
 
@@ -108,7 +109,14 @@ def test_other_machines_are_served_with_a_token_only(tmp_path, host):
         run_api(Settings(home=tmp_path), host=host, port=0)
     with pytest.raises(ServeError, match="ATTENDANSEE_API_TOKEN"):
         run_api(Settings(home=tmp_path, api_token=SecretStr("")), host=host, port=0)
+    with pytest.raises(ServeError, match="ATTENDANSEE_API_TOKEN"):
+        run_api(Settings(home=tmp_path, api_token=SecretStr(" \t\r\n")), host=host, port=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_is_known_without_the_line_end_of_its_file(serve):
+    served = serve(base_url="http://attendansee.example", api_token=SecretStr(f" {TOKEN}\n"))
+    assert served.get(f"{API}/classes/", headers=bearer(TOKEN)).status_code == 200
 
 
 def test_a_token_is_never_shown(guarded, caplog):

@@ -12,6 +12,7 @@ import urllib.request
 import dagster as dg
 import pytest
 
+from pipelines.api import dagster_runs
 from pipelines.instance import PROCESS_TAG, prepare_dagster_home
 from pipelines.partitions import sessions
 from pipelines.settings import PROJECT_ROOT, get_settings
@@ -56,20 +57,50 @@ def test_a_class_that_a_run_is_processing_is_409_until_it_ends(serve, school, in
     instance.add_dynamic_partitions(sessions.name, ["Art1__s9", "Math101__s1", "Zoo1__s1", "Math101__s2"])
     client = serve()
     run_id = begin(instance, **tags)
-    operations = [
-        f"/classes/{school.class_id}/cluster-crops/",
-        f"/classes/{school.class_id}/assign-crops/",
-        f"/sessions/{school.sessions['s1']}/cluster-crops/",
-        f"/sessions/{school.sessions['s1']}/assign-crops/?run=dagster",
+    crop, ada, bob = school.crops["s1", 0, "Ada"], school.students["Ada"], school.students["Bob"]
+    calls = [
+        ("POST", f"/classes/{school.class_id}/cluster-crops/", DLIB),
+        ("POST", f"/classes/{school.class_id}/assign-crops/", DLIB),
+        ("POST", f"/sessions/{school.sessions['s1']}/cluster-crops/", DLIB),
+        ("POST", f"/sessions/{school.sessions['s1']}/assign-crops/?run=dagster", DLIB),
+        ("POST", f"/face-crops/{crop}/assign/", DLIB),
+        ("POST", f"/face-crops/{crop}/generate-embedding/", {"model_name": "dlib"}),
+        ("POST", "/face-crops/generate-embeddings-batch/", {"model_name": "dlib", "face_crop_ids": [999_999, crop]}),
+        ("PUT", f"/face-crops/{crop}/student/", {"student_id": ada}),
+        ("DELETE", f"/face-crops/{crop}/student/", None),
+        ("POST", f"/face-crops/{crop}/reject/", {"student_id": ada}),
+        ("PATCH", f"/students/{ada}/", {"name": "Ada Lovelace"}),
+        ("POST", f"/students/{bob}/merge/", {"into_student_id": ada}),
     ]
-    for path in operations:
-        response = client.post(API + path, json=DLIB)
-        assert response.status_code == 409
+    for method, path, body in calls:
+        response = client.request(method, API + path, json=body)
+        assert response.status_code == 409, path
         assert run_id in response.json()["detail"]
-    # One crop is decided at once, under the class's own lock.
-    assert client.post(f"{API}/face-crops/{school.crops['s1', 0, 'Ada']}/assign/", json=DLIB).status_code == 200
+    assert client.get(f"{API}/students/").json()["total"] == 2
+    assert client.post(f"{API}/face-crops/999999/assign/", json=DLIB).status_code == 404
+    assert client.patch(f"{API}/students/999999/", json={"name": "Zoe"}).status_code == 404
     instance.report_run_failed(instance.get_run_by_id(run_id))
-    assert client.post(API + operations[0], json=DLIB).status_code == 200
+    time.sleep(dagster_runs.FRESH_S)
+    for method, path, body in calls:
+        if "run=dagster" not in path:
+            assert client.request(method, API + path, json=body).status_code == 200, path
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING])
+def test_a_run_that_begins_or_is_being_ended_holds_its_class_too(serve, school, instance, status):
+    begin(instance, status, attendansee__class="Math101")
+    assert serve().post(f"{API}/classes/{school.class_id}/assign-crops/", json=DLIB).status_code == 409
+
+
+def test_calls_at_once_ask_dagster_once(serve, school, instance, monkeypatch):
+    asked = []
+    real = dagster_runs.DagsterRuns._processing
+    monkeypatch.setattr(dagster_runs, "FRESH_S", 60)
+    monkeypatch.setattr(dagster_runs.DagsterRuns, "_processing", lambda runs: asked.append(1) or real(runs))
+    client = serve()
+    for crop in school.crops.values():
+        assert client.post(f"{API}/face-crops/{crop}/assign/", json=DLIB).status_code == 200
+    assert len(asked) == 1
 
 
 OTHERS = [
@@ -116,6 +147,32 @@ def test_what_cannot_be_run_is_not_launched(client, school):
     assert client.post(f"{path}?run=elsewhere", json=DLIB).status_code == 422
 
 
+def test_a_misspelt_launch_is_422_and_runs_nothing(client, school):
+    crop = school.crops["s1", 0, "Ada"]
+    for path in (
+        f"/sessions/{school.sessions['s1']}/assign-crops/?runn=dagster",
+        "/face-crops/generate-embeddings-batch/?runn=dagster",
+        f"/face-crops/{crop}/assign/?run=dagster",
+    ):
+        response = client.post(
+            API + path, json={"model_name": "dlib", "face_crop_ids": [crop]} if "batch" in path else DLIB
+        )
+        assert response.status_code == 422
+        assert response.json()["detail"][0]["loc"][0] == "query"
+    assert client.get(f"{API}/face-crops/{crop}/").json()["state"] is None
+
+
+def test_a_launch_with_missing_weights_is_503_before_dagster_is_asked(serve, school):
+    client = serve(dagster_url=f"http://127.0.0.1:{free_port()}")
+    for path, body in (
+        (f"/sessions/{school.sessions['s1']}/assign-crops/", {"embedding_model": "arcface"}),
+        ("/face-crops/generate-embeddings-batch/", {"model_name": "arcface", "face_crop_ids": [1]}),
+    ):
+        response = client.post(f"{API}{path}?run=dagster", json=body)
+        assert response.status_code == 503
+        assert "attendansee models fetch arcface" in response.json()["detail"]
+
+
 @pytest.mark.slow
 def test_a_job_is_launched_in_the_webserver(serve, school, instance):
     port = free_port()
@@ -138,7 +195,9 @@ def test_a_job_is_launched_in_the_webserver(serve, school, instance):
             ("assign_class_crops", f"/classes/{school.class_id}/assign-crops/", {"use_voting": False}),
             ("generate_embeddings_batch", "/face-crops/generate-embeddings-batch/", {"face_crop_ids": [1, 2]}),
         ):
-            response = client.post(f"{API}{path}?run=dagster", json=config)
+            # The default model, whose weights a clone does not have, would not be launched.
+            model = {"model_name" if "batch" in job else "embedding_model": "dlib"}
+            response = client.post(f"{API}{path}?run=dagster", json={**model, **config})
             assert response.status_code == 202, response.text
             answer = response.json()
             assert answer["url"] == f"{url}/runs/{answer['run_id']}"

@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipelines.services.decisions import DecisionService
+
 API = "/api/attendance"
 DLIB = {"embedding_model": "dlib"}
 
@@ -105,3 +107,75 @@ def test_a_reason_that_cannot_be_kept_is_422(client, school, reason):
     response = client.put(f"{API}/face-crops/{school.crops['s1', 0, 'Ada']}/student/", json=body)
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body", "reason"]
+
+
+def test_a_decision_about_a_merged_student_is_answered_with_the_one_who_is_kept(client, school, embedded_class):
+    ada, bob = school.students["Ada"], school.students["Bob"]
+    assert client.post(f"{API}/students/{bob}/merge/", json={"into_student_id": ada}).status_code == 200
+    renamed = client.patch(f"{API}/students/{bob}/", json={"name": "Ada Lovelace"})
+    assert (renamed.status_code, renamed.json()["id"], renamed.json()["name"]) == (200, ada, "Ada Lovelace")
+    zoe = embedded_class.enrol("Math101", "Zoe")["Zoe"]
+    merged = client.post(f"{API}/students/{zoe}/merge/", json={"into_student_id": bob})
+    assert (merged.status_code, merged.json()["id"]) == (200, ada)
+
+
+def edits_of(crop, student):
+    """Method, path, body, and the service's method, of each decision about a crop."""
+    path = f"{API}/face-crops/{crop}"
+    return [
+        ("PUT", f"{path}/student/", {"student_id": student}, "assign"),
+        ("DELETE", f"{path}/student/", None, "unassign"),
+        ("POST", f"{path}/reject/", {"student_id": student}, "reject"),
+    ]
+
+
+@pytest.mark.parametrize("change", ["removed_at = now()", "refused_reason = 'torn'"])
+def test_a_crop_of_a_photo_that_is_gone_is_404_and_nothing_is_stored(client, school, database, change):
+    crop = school.crops["s1", 0, "Ada"]
+    with database.connection() as connection:
+        connection.execute(f"UPDATE images SET {change}")
+    for method, path, body, _ in edits_of(crop, school.students["Ada"]):
+        assert client.request(method, path, json=body).status_code == 404
+    with database.connection() as connection:
+        assert connection.execute("SELECT count(*) FROM decisions WHERE crop_id = %s", [crop]).fetchone() == (0,)
+
+
+def test_a_decision_that_is_stored_is_answered_though_the_photo_went_away_meanwhile(
+    client, school, database, monkeypatch
+):
+    crop = school.crops["s1", 0, "Ada"]
+    for method, path, body, name in edits_of(crop, school.students["Ada"]):
+        with database.connection() as connection:
+            connection.execute("UPDATE images SET removed_at = NULL")
+        real = getattr(DecisionService, name)
+
+        def then_removed(*arguments, real=real):
+            answer = real(*arguments)
+            with database.connection() as connection:
+                connection.execute("UPDATE images SET removed_at = now()")
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DecisionService, name, then_removed)
+            response = client.request(method, path, json=body)
+        assert (response.status_code, response.json()["id"]) == (200, crop)
+
+
+def test_the_reason_of_a_rejection_is_kept(client, school, database):
+    crop, ada = school.crops["s1", 0, "Ada"], school.students["Ada"]
+    client.post(f"{API}/face-crops/{crop}/reject/", json={"student_id": ada, "reason": "her sister"})
+    with database.connection() as connection:
+        kept = connection.execute("SELECT kind, reason FROM decisions WHERE crop_id = %s", [crop]).fetchall()
+    assert kept == [("not_this_student", "her sister")]
+
+
+def test_an_unknown_name_in_the_query_of_an_edit_is_422_and_nothing_is_done(client, school):
+    ada = school.students["Ada"]
+    for method, path, body in (
+        ("PATCH", f"/students/{ada}/?nme=x", {"name": "Zoe"}),
+        ("DELETE", f"/face-crops/{school.crops['s1', 0, 'Ada']}/student/?reson=x", None),
+    ):
+        response = client.request(method, API + path, json=body)
+        assert response.status_code == 422
+        assert response.json()["detail"][0]["loc"][0] == "query"
+    assert client.get(f"{API}/students/{ada}/").json()["name"] == "Ada"

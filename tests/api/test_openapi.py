@@ -102,4 +102,6 @@ def test_another_method_is_405_with_those_that_there_are(client):
     ):
         response = client.request(method, API + path)
         assert (response.status_code, response.headers["allow"]) == (405, allowed)
-    assert client.post("/docs").headers["allow"] == "GET"
+    for path in ("/docs", "/openapi.json"):
+        response = client.post(path)
+        assert (response.status_code, response.headers["allow"]) == (405, "GET")

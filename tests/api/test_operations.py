@@ -1,16 +1,18 @@
 """The seven operations over HTTP: paths, bodies, answers and what is refused."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 
-from pipelines.api import app
+from pipelines.api import app, writers
 from pipelines.database import catalog, crops
 from pipelines.faces.face import DetectedFace
 from pipelines.partitions import SessionKey
+from pipelines.resources import database as database_resource
 from pipelines.services.answers import (
     AssignmentAnswer,
     BatchEmbeddingAnswer,
@@ -20,6 +22,7 @@ from pipelines.services.answers import (
     SessionAssignmentAnswer,
     SessionClusteringAnswer,
 )
+from pipelines.settings import get_settings
 
 API = "/api/attendance"
 DLIB = {"embedding_model": "dlib"}
@@ -213,6 +216,18 @@ def test_missing_weights_are_503_with_the_command_that_helps(client, school):
         response = client.post(API + path, json=body)
         assert response.status_code == 503, name
         assert "attendansee models fetch arcface" in response.json()["detail"]
+        assert "arcface_weights.h5" in response.json()["detail"]
+        assert str(get_settings().home) not in response.text
+
+
+def test_an_unusable_database_is_503_and_its_place_is_for_the_log(client, school, database, monkeypatch, caplog):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone@127.0.0.1:1/attendansee")
+    get_settings.cache_clear()
+    database_resource._ready_url.cache_clear()
+    response = client.get(f"{API}/classes/")
+    assert response.status_code == 503
+    assert "127.0.0.1" not in response.text
+    assert "127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["cluster_session_crops", "assign_crop"])
@@ -225,6 +240,28 @@ def test_a_class_that_somebody_else_decides_about_is_409(serve, school, database
         response = client.post(API + path, json=body)
     assert response.status_code == 409
     assert "try again" in response.json()["detail"]
+    assert client.post(API + path, json=body).status_code == 200
+
+
+def test_reads_are_quick_while_calls_that_write_wait_for_a_class(serve, school, database, monkeypatch):
+    monkeypatch.setattr(app, "LOCK_PATIENCE_S", 3)
+    monkeypatch.setattr(writers, "QUEUE_PATIENCE_S", 1)
+    client = serve()
+    path, body, _ = operations(school)["assign_crop"]
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(client.post(API + path, json=body))) for _ in range(32)]
+    with database.connection() as connection:
+        catalog.lock_class(connection, school.class_id)
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        asked = time.monotonic()
+        assert client.get(f"{API}/classes/").status_code == 200
+        assert time.monotonic() - asked < 1
+        for thread in threads:
+            thread.join()
+    assert sorted(answer.status_code for answer in answers) == [409] * writers.WRITERS + [503] * (32 - writers.WRITERS)
+    assert all("try again" in answer.json()["detail"] for answer in answers)
     assert client.post(API + path, json=body).status_code == 200
 
 

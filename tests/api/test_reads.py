@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.database import catalog
 from pipelines.resources.photo_store import PhotoStore
 from pipelines.settings import get_settings
 
@@ -151,6 +152,65 @@ def test_similar_crops(client, assigned, database):
     assert client.get(path, params={"embedding_model": "arcface"}).status_code == 503
 
 
+def test_counts_leave_out_merged_students_and_removed_photos(client, assigned, database):
+    ada, bob = assigned.students["Ada"], assigned.students["Bob"]
+    assert client.post(f"{API}/students/{bob}/merge/", json={"into_student_id": ada}).status_code == 200
+    assert client.get(f"{API}/classes/{assigned.class_id}/").json()["student_count"] == 2
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET removed_at = now() WHERE path = 'Math101/s1/0.jpg'")
+    session = client.get(f"{API}/sessions/{assigned.sessions['s1']}/").json()
+    assert (session["image_count"], session["face_crop_count"]) == (1, 2)
+
+
+def test_a_portrait_is_of_the_student_who_is_kept(client, assigned):
+    ada, bob = assigned.students["Ada"], assigned.students["Bob"]
+    client.post(f"{API}/students/{bob}/merge/", json={"into_student_id": ada})
+    portraits = results(client, "/images/", session_id=assigned.sessions["enrol"])
+    assert [photo["student_id"] for photo in portraits] == [ada, ada]
+    assert client.get(f"{API}/images/{portraits[1]['id']}/").json()["student_id"] == ada
+
+
+def test_of_a_confirmed_crop_the_row_of_a_run_says_nothing(client, assigned, database):
+    crop, ada, bob = assigned.crops["s1", 0, "Ada"], assigned.students["Ada"], assigned.students["Bob"]
+    client.put(f"{API}/face-crops/{crop}/student/", json={"student_id": ada})
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE assignments SET state = 'needs_review', decided_by = 'knn', student_id = %s WHERE crop_id = %s",
+            [bob, crop],
+        )
+    shown = client.get(f"{API}/face-crops/{crop}/").json()
+    assert (shown["state"], shown["decided_by"], shown["student_name"]) == ("assigned", "person", "Ada")
+    assert (shown["candidate_id"], shown["candidate_name"]) == (None, None)
+
+
+def test_similar_crops_of_a_class_without_a_model_are_found_by_the_default_one(serve, school, database):
+    with database.connection() as connection:
+        connection.execute("UPDATE classes SET active_model = NULL")
+    path = f"{API}/face-crops/{school.crops['s1', 0, 'Ada']}/similar/"
+    assert serve(model="dlib").get(path).json()["embedding_model"] == "dlib"
+
+
+def test_similar_crops_of_one_whose_photo_is_gone_are_404(client, assigned, database):
+    crop = assigned.crops["s1", 0, "Ada"]
+    for change in ("removed_at = now()", "removed_at = NULL, refused_reason = 'torn'"):
+        with database.connection() as connection:
+            connection.execute(f"UPDATE images SET {change}")
+        for query in ({}, {"embedding_model": "dlib"}):
+            assert client.get(f"{API}/face-crops/{crop}/similar/", params=query).status_code == 404
+
+
+def test_similar_crops_of_one_whose_photo_cannot_be_read_are_409(client, assigned, database, tmp_path):
+    crop = assigned.crops["s1", 0, "Ada"]
+    (tmp_path / "Math101" / "s1").mkdir(parents=True)
+    (tmp_path / "Math101" / "s1" / "0.jpg").write_bytes(b"no photo")
+    with database.connection() as connection:
+        catalog.record_photo_root(connection, "Math101", str(tmp_path))
+        connection.execute("DELETE FROM embeddings_dlib WHERE crop_id = %s", [crop])
+    response = client.get(f"{API}/face-crops/{crop}/similar/")
+    assert response.status_code == 409
+    assert "0.jpg" in response.json()["detail"]
+
+
 # Pages
 
 
@@ -246,6 +306,18 @@ def test_a_stored_path_that_leads_out_of_the_store_is_never_read(client, picture
         response = client.get(f"{API}/face-crops/{crop}/image/")
         assert response.status_code in (404, 503)
         assert response.content != b"secret"
+
+
+def test_a_picture_that_is_there_and_cannot_be_read_is_503_without_the_folders_of_the_server(
+    client, picture, database, home
+):
+    crop, _ = picture
+    (get_settings().crops_folder / "Math101" / "s1" / "folder.jpg").mkdir()
+    with database.connection() as connection:
+        connection.execute("UPDATE face_crops SET crop_path = 'Math101/s1/folder.jpg' WHERE id = %s", [crop])
+    response = client.get(f"{API}/face-crops/{crop}/image/")
+    assert response.status_code == 503
+    assert str(home) not in response.text
 
 
 FILES = [

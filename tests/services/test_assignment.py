@@ -16,6 +16,7 @@ from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
 from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
 from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
+from pipelines.settings import get_settings
 
 SPEC = get_spec("dlib")
 
@@ -364,6 +365,163 @@ def test_a_class_that_is_being_processed_is_said_to_be_busy(embedded_class, data
             hasty.assign_crop(made[0, "ann"])
         assert hasty.assign_crop(made[0, "ann"], auto_commit=False).status == "no_match"
     assert hasty.assign_crop(made[0, "ann"]).status == "no_match"
+
+
+@pytest.fixture
+def say(database):
+    """A person's decision, as it is stored."""
+
+    def record(kind: str, crop_id: int, student_id: int) -> None:
+        with database.connection() as connection:
+            connection.execute(
+                """INSERT INTO decisions (class_id, kind, crop_id, student_id, decided_by)
+                SELECT class_id, %s, %s, id, 'teacher' FROM students WHERE id = %s""",
+                [kind, crop_id, student_id],
+            )
+
+    return record
+
+
+def test_a_confirmed_crop_counts_in_a_lineage_that_has_not_seen_it(embedded_class, database, identities_of, say):
+    students = embedded_class.enrol("m", "ann", "bob")
+    made = embedded_class.session("m__1", [["ann", "bob"], ["cem"]])
+    say("confirm", made[0, "ann"], students["ann"])
+    place(database, embedded_class, made[0, "bob"], embedded_class.vector("ann"))
+    _, session_id = ids(database, "m__1")
+    answer = service().assign_session_crops(session_id)
+    assert [r.status for r in answer.results] == ["needs_review", "no_match"], "the photo shows Ann already"
+    assert identities_of(made)[0, "ann"] == "ann"
+    assert AttendanceService(database, "dlib").register("m").cells["ann", "1"] == "present"
+    confirmed = service().assign_crop(made[0, "ann"])
+    assert (confirmed.status, confirmed.student_name) == ("already_assigned", "ann")
+
+
+def test_a_session_whose_crops_are_all_confirmed_gets_its_attendance(embedded_class, database, say):
+    students = embedded_class.enrol("m", "ann")
+    made = embedded_class.session("m__1", [["ann"]])
+    say("confirm", made[0, "ann"], students["ann"])
+    service().assign_session_crops(ids(database, "m__1")[1])
+    assert AttendanceService(database, "dlib").register("m").cells == {("ann", "1"): "present"}
+
+
+def test_one_crop_makes_no_attendance_of_a_session_that_nobody_looked_at(embedded_class, database):
+    embedded_class.enrol("m", "ann", "bob")
+    made = embedded_class.session("m__1", [["ann"]])
+    service().assign_crop(made[0, "ann"])
+    assert AttendanceService(database, "dlib").register("m").cells == {}
+    service().assign_session_crops(ids(database, "m__1")[1])
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET state = 'no_match', student_id = NULL WHERE decided_by = 'knn'")
+        connection.execute("UPDATE attendance SET status = 'absent'")
+    service().assign_crop(made[0, "ann"])
+    assert AttendanceService(database, "dlib").register("m").cells["ann", "1"] == "present"
+
+
+def test_a_face_without_its_student_takes_nobody_from_another(embedded_class, database, identities_of, say):
+    students = embedded_class.enrol("m", "ann")
+    made = embedded_class.session("m__1", [["poster", "ann"]])
+    place(database, embedded_class, made[0, "poster"], embedded_class.vector("ann", 0.001))
+    say("unassign", made[0, "poster"], students["ann"])
+    answer = service().assign_session_crops(ids(database, "m__1")[1])
+    assert (answer.total_crops, answer.assigned) == (1, 1)
+    assert identities_of(made) == {(0, "poster"): None, (0, "ann"): "ann"}
+
+
+def test_a_provisional_student_whom_the_last_crop_leaves_is_gone(embedded_class, database):
+    embedded_class.enrol("m", "ann")
+    made = embedded_class.session("m__1", [["ann"]])
+    with database.connection() as connection:
+        connection.execute("INSERT INTO students (class_id, name, provisional) SELECT id, 'x', true FROM classes")
+        connection.execute(
+            """INSERT INTO assignments (crop_id, model, state, student_id, decided_by)
+            SELECT %s, 'dlib', 'needs_review', id, 'knn' FROM students WHERE name = 'x'""",
+            [made[0, "ann"]],
+        )
+    assert service().assign_crop(made[0, "ann"]).student_name == "ann"
+    with database.connection() as connection:
+        assert connection.execute("SELECT name FROM students").fetchall() == [("ann",)]
+
+
+def test_photos_that_are_gone_have_no_part(embedded_class, database):
+    students = embedded_class.enrol("m", "ann")
+    made = embedded_class.session("m__1", [["ann"], ["ann"]])
+    class_id, _ = ids(database, "m__1")
+    service().assign_crop(made[1, "ann"])
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET removed_at = now() WHERE path NOT LIKE 'm/enrol/%'")
+        connection.execute(
+            """INSERT INTO decisions (class_id, kind, crop_id, student_id, decided_by)
+            VALUES (%s, 'confirm', %s, %s, 'teacher')""",
+            [class_id, made[0, "ann"], students["ann"]],
+        )
+    before = stored(database)
+    assert service().assign_class_crops(class_id).total_crops == 0
+    assert stored(database) == before
+    for crop_id in made.values():
+        with pytest.raises(UnknownIdError):
+            service().assign_crop(crop_id)
+    with database.connection() as connection:
+        (portrait,) = connection.execute(
+            "SELECT f.id FROM face_crops f WHERE f.id <> ALL(%s)", [list(made.values())]
+        ).fetchone()
+    assert service().similar_crops(portrait).identified == []
+
+
+def test_vectors_of_an_older_version_are_not_compared(embedded_class, database):
+    embedded_class.enrol("m", "ann", "bob")
+    probe = embedded_class.session("m__1", [["probe"]])[0, "probe"]
+    place(database, embedded_class, probe, at(1.0 - 1e-9))
+    with database.connection() as connection:
+        (ann,), (bob,) = connection.execute("SELECT crop_id FROM confirmed_crops ORDER BY crop_id").fetchall()
+        unit = at(0.999).astype(np.float32)[None]
+        crops.write_embeddings(connection, "dlib", "older", [bob], unit)
+        crops.write_embeddings(connection, "dlib", "older", [probe], at(0.0, 1.0 - 1e-9).astype(np.float32)[None])
+    place(database, embedded_class, ann, at(0.97))
+    answer = service().assign_crop(probe, auto_commit=False)
+    assert (answer.student_name, len(answer.k_nearest)) == ("ann", 2)
+
+
+def test_another_model_begins_with_the_identities_that_there_are(embedded_class, database, monkeypatch):
+    """Who somebody is does not depend on the model."""
+    embedded_class.enrol("m", "ann", "bob")
+    made = embedded_class.session("m__1", [["ann", "bob"]])
+    class_id, _ = ids(database, "m__1")
+    service().assign_class_crops(class_id)
+    weights = get_settings().weights_folder / "facenet_weights.h5"
+    monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
+    get_settings.cache_clear()
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"made: no network is run here")
+    try:
+        before = stored(database)
+        suggested = FaceCropAssignmentService("facenet").assign_class_crops(class_id, auto_commit=False)
+        assert (suggested.total_crops, stored(database)) == (0, before)
+        assert FaceCropAssignmentService("facenet").assign_class_crops(class_id).total_crops == 0
+        answer = FaceCropAssignmentService("facenet").assign_crop(made[0, "ann"])
+        assert (answer.status, answer.student_name) == ("already_assigned", "ann")
+        assert AttendanceService(database, "facenet").register("m").cells["bob", "1"] == "present"
+    finally:
+        weights.unlink()
+        get_settings.cache_clear()
+
+
+def test_a_parameter_of_a_wrong_type_is_refused_before_any_work(embedded_class, database):
+    embedded_class.enrol("m", "ann")
+    made = embedded_class.session("m__1", [["ann"]])
+    before = stored(database)
+    with pytest.raises(ParameterError, match="auto_commit"):
+        service().assign_crop(made[0, "ann"], auto_commit="no")
+    with pytest.raises(ParameterError, match="auto_commit"):
+        service().assign_class_crops(ids(database, "m__1")[0], auto_commit="no")
+    assert stored(database) == before
+
+
+def test_a_class_without_crops_chooses_no_model(database):
+    with database.connection() as connection:
+        (class_id,) = connection.execute("INSERT INTO classes (name) VALUES ('m') RETURNING id").fetchone()
+    assert service().assign_class_crops(class_id).total_crops == 0
+    with database.connection() as connection:
+        assert connection.execute("SELECT active_model FROM classes").fetchone() == (None,)
 
 
 def test_an_empty_session_and_an_empty_gallery(embedded_class, database):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.database import catalog, crops
-from pipelines.database.clusters import Candidate
+from pipelines.database.clusters import ClusterCrop
 from pipelines.errors import ClassBusyError, ParameterError, UnknownIdError, WeightsError
 from pipelines.faces.clustering import FREE, agglomerative_clusters
 from pipelines.partitions import parse_session_key
@@ -25,6 +25,7 @@ from pipelines.services.clustering import (
 )
 from pipelines.services.context import default_context
 from pipelines.services.decisions import DecisionService
+from pipelines.settings import get_settings
 
 
 @pytest.fixture
@@ -302,6 +303,76 @@ def test_students_whom_a_person_has_merged_stay_one(world, service, identities_o
         assert set(identities_of(later).values()) == {kept}
 
 
+def again_changes_nothing(world, service) -> None:
+    before = world.state()
+    answer = service.cluster_class_crops(world.class_id, include_identified=True)
+    assert (answer.students_created, answer.crops_assigned) == (0, 0)
+    assert world.state() == before
+
+
+def test_a_merge_of_unlike_faces_outlives_clustering_with_another_session(world, service, identities_of):
+    one, first = world.session("1", [["ann"], ["mask"]])
+    service.cluster_session_crops(one)
+    two, second = world.session("2", [["mask"]])
+    service.cluster_session_crops(two)
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept = identities_of(first)[0, "ann"]
+    DecisionService("a teacher").merge(ids[identities_of(first)[1, "mask"]], ids[kept])
+    # As many masked faces are hers as another provisional student's.
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert {*identities_of(first).values(), *identities_of(second).values()} == {kept}
+    again_changes_nothing(world, service)
+
+
+def test_a_merged_students_crops_stay_though_more_of_their_cluster_are_others(world, service, identities_of):
+    session_id, first = world.session("1", [["ann"], ["mask"]])
+    service.cluster_session_crops(session_id)
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept = identities_of(first)[0, "ann"]
+    DecisionService("a teacher").merge(ids[identities_of(first)[1, "mask"]], ids[kept])
+    _, second = world.session("2", [["mask"], ["mask"]])
+    for place in second.values():
+        world.assign(place, "Cem")
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert set(identities_of(first).values()) == {kept}
+    assert set(identities_of(second).values()) == {"Cem"}
+    again_changes_nothing(world, service)
+    # Unless a person says otherwise.
+    DecisionService("a teacher").reject(first[1, "mask"], ids[kept])
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert identities_of(first) == {(0, "ann"): kept, (1, "mask"): "Cem"}
+
+
+def test_merged_students_who_share_every_photo_stay_one_with_a_face_in_doubt(world, service, identities_of):
+    session_id, made = world.session("1", [["ann", "mask"], ["ann", "mask"]])
+    service.cluster_session_crops(session_id)
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept = identities_of(made)[0, "ann"]
+    DecisionService("a teacher").merge(ids[identities_of(made)[0, "mask"]], ids[kept])
+    before = identities_of(made), {world.review(crop_id) for crop_id in made.values()}
+    assert before[1] == {kept, None}
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert (identities_of(made), {world.review(crop_id) for crop_id in made.values()}) == before
+    assert world.names() == sorted(ids)
+    again_changes_nothing(world, service)
+
+
+@pytest.mark.parametrize("photos", [[["ann", "guest"], ["ann", "guest"]], [["ann"], ["guest"]]])
+def test_a_guest_who_was_merged_into_a_named_student_does_not_come_back(world, service, identities_of, photos):
+    ids = world.made.enrol("m", "ann")
+    _, made = world.session("1", photos)
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    guest = world.query(f"SELECT student_id FROM assignments WHERE crop_id = {made[1, 'guest']}")[0][0]
+    DecisionService("a teacher").merge(guest, ids["ann"])
+    before = identities_of(made)
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert identities_of(made) == before
+    # Where a photo shows both, the guest's face is in doubt, and still hers.
+    assert "ann" in {before[1, "guest"], world.review(made[1, "guest"])}
+    assert world.names() == ["ann", "Class_m_Cluster_1"]
+    again_changes_nothing(world, service)
+
+
 @pytest.mark.parametrize("whole_class", [False, True])
 def test_students_made_without_assignments_are_remembered_and_used_later(world, service, identities_of, whole_class):
     session_id, made = world.session("1", [["ann", "bob"], ["ann"]])
@@ -322,6 +393,27 @@ def test_students_made_without_assignments_are_remembered_and_used_later(world, 
     assert (last.students_created, last.crops_assigned) == (0, 3)
     assert world.names() == names
     assert identities_of(made)[0, "ann"] == identities_of(made)[1, "ann"] == names[0]
+
+
+def test_a_session_uses_the_students_that_were_made_for_its_class_without_assignments(world, service, identities_of):
+    one, first = world.session("1", [["ann", "bob"]])
+    two, second = world.session("2", [["ann"]])
+    service.cluster_class_crops(world.class_id, assign_crops=False)
+    names = world.names()
+    for session_id in (one, two):
+        assert service.cluster_session_crops(session_id).students_created == 0
+    assert world.names() == names
+    assert identities_of(first) == {(0, "ann"): names[0], (0, "bob"): names[1]}
+    assert identities_of(second) == {(0, "ann"): names[0]}
+
+
+def test_what_a_session_remembers_comes_before_what_its_class_does(world, service, identities_of):
+    session_id, made = world.session("1", [["ann"]])
+    service.cluster_session_crops(session_id, assign_crops=False)
+    service.cluster_class_crops(world.class_id, assign_crops=False)
+    assert world.names() == ["Class_m_Session_1_Cluster_1", "Class_m_Cluster_1"]
+    service.cluster_session_crops(session_id)
+    assert identities_of(made)[0, "ann"] == "Class_m_Session_1_Cluster_1"
 
 
 def test_a_remembered_student_who_was_merged_stands_for_the_one_that_is_left(world, service, identities_of):
@@ -604,6 +696,107 @@ def test_attendance_follows(world, service):
     assert {session for (session,) in world.query("SELECT DISTINCT session_id FROM attendance")} == {one, two}
 
 
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Does something while the first call of the clustering itself runs; counts the calls."""
+    calls: list[int] = []
+
+    def run(act) -> list[int]:
+        def clusters(vectors, *args, **options):
+            calls.append(len(vectors))
+            if len(calls) == 1:
+                act()
+            return agglomerative_clusters(vectors, *args, **options)
+
+        monkeypatch.setattr("pipelines.services.clustering.agglomerative_clusters", clusters)
+        return calls
+
+    return run
+
+
+def test_people_may_decide_while_the_clusters_are_computed(world, service, identities_of, meanwhile):
+    _, made = world.session("1", [["ann"], ["ann"], ["bob"]])
+    ann = world.student("Ann")
+    teacher = DecisionService("a teacher", context=replace(default_context(), lock_patience_s=0))
+    calls = meanwhile(lambda: teacher.assign(made[0, "ann"], ann))
+    answer = service.cluster_class_crops(world.class_id, include_identified=True)
+    # What they say in between counts.
+    assert calls == [3, 3]
+    assert answer.students_created == 1
+    assert identities_of(made) == {(0, "ann"): "Ann", (1, "ann"): "Ann", (2, "bob"): "Class_m_Cluster_1"}
+
+
+@pytest.mark.parametrize("change", ["vector", "photo", "new"])
+def test_crops_that_come_or_go_while_the_clusters_are_computed_count(world, service, meanwhile, change):
+    _, made = world.session("1", [["ann"], ["ann"], ["bob"]])
+
+    def act() -> None:
+        with world.database.connection() as connection:
+            if change == "vector":
+                connection.execute("DELETE FROM embeddings_dlib WHERE crop_id = %s", [made[0, "ann"]])
+            elif change == "photo":
+                connection.execute("UPDATE images SET removed_at = now() WHERE path = 'm/1/0.jpg'")
+        if change == "new":
+            world.made.session("m__2", [["ann"]])
+
+    calls = meanwhile(act)
+    answer = service.cluster_class_crops(world.class_id)
+    left = 4 if change == "new" else 2
+    assert calls == [3, left]
+    assert (sum(answer.cluster_sizes.values()), answer.crops_assigned) == (left, left)
+    assert answer.errors == (change == "vector")
+
+
+def test_what_nobody_changes_meanwhile_is_clustered_once(world, service, meanwhile):
+    _, made = world.session("1", [["ann"], ["bob"]])
+    world.say("confirm", made[0, "ann"], "Ann")
+    calls = meanwhile(lambda: None)
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert calls == [2]
+
+
+@pytest.fixture
+def facenet(monkeypatch, tmp_path, database, embedded_class):
+    """Another model than dlib, whose network never runs: the file only makes its vectors' version."""
+    monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
+    monkeypatch.setenv("ATTENDANSEE_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    weights = get_settings().weights_folder / "facenet_weights.h5"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"made")
+    service = FaceCropClusteringService("facenet")
+
+    def embed(made) -> None:
+        before, embedded_class.version = embedded_class.version, service.context.models.version("facenet")
+        embedded_class.embed_again("facenet", made)
+        embedded_class.version = before
+
+    yield service, embed
+    get_settings.cache_clear()
+
+
+@pytest.mark.parametrize("options", [{}, {"include_identified": True}, {"create_students": False}])
+def test_another_model_begins_with_the_students_that_the_class_has(world, service, identities_of, facenet, options):
+    other, embed = facenet
+    session_id, first = world.session("1", [["ann", "bob"], ["ann"]])
+    two, second = world.session("2", [["ann"]])
+    service.cluster_session_crops(session_id)
+    service.cluster_session_crops(two)
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    names = world.names()
+    for made in (first, second):
+        embed(made)
+    answer = other.cluster_class_crops(world.class_id, **options)
+    assert (answer.students_created, world.names()) == (0, names)
+    stored = identities_of(first, "facenet"), identities_of(second, "facenet")
+    if options.get("create_students", True):
+        assert stored == (identities_of(first), identities_of(second))
+        sessions = world.query("SELECT DISTINCT session_id FROM attendance WHERE model = 'facenet' ORDER BY 1")
+        assert sessions == [(session_id,), (two,)]
+    else:
+        assert world.query("SELECT 1 FROM assignments WHERE model = 'facenet'") == []
+
+
 def test_two_calls_at_once_never_make_a_person_twice(world, service):
     session_id, _ = world.session("1", [["ann", "bob"], ["ann", "cem"]])
     world.session("2", [["ann", "bob"]])
@@ -688,7 +881,11 @@ def test_a_crop_that_cannot_be_embedded_stays_out_and_is_logged(world, service, 
     answer = service.cluster_session_crops(session_id)
     assert answer.cluster_sizes == {"0": 1}
     assert identities_of(made)[1, "bob"] is None
-    assert answer.errors == 1
+    assert (answer.status, answer.errors) == ("partial", 1)
+    with world.database.connection() as connection:
+        connection.execute("DELETE FROM embeddings_dlib")
+    answer = service.cluster_class_crops(world.class_id, include_identified=True)
+    assert (answer.status, answer.errors, answer.clusters_found) == ("error", 2, 0)
     assert f"1 of 2 crops have no vector and stay out of the clusters: ids [{made[1, 'bob']}]" in caplog.text
 
 
@@ -697,6 +894,7 @@ def test_nothing_to_cluster_is_no_error(world, service, photos):
     session_id, _ = world.session("1", [*photos, ["blur"]], unusable=frozenset({"blur"}))
     for answer in (service.cluster_session_crops(session_id), service.cluster_class_crops(world.class_id)):
         assert (answer.clusters_found, answer.cluster_sizes, answer.max_clusters_reached) == (0, {}, False)
+        assert answer.status == "success"
 
 
 # The owner rule, without a database
@@ -704,7 +902,10 @@ def test_nothing_to_cluster_is_no_error(world, service, photos):
 
 def crop(number: int, *, photo: int | None = None, confirmed: int | None = None, has: int | None = None, **more):
     image_id = number if photo is None else photo
-    return Candidate(number, image_id, 1, True, confirmed, has, more.pop("unassigned", False), more.pop("rejected", []))
+    return ClusterCrop(
+        *(number, image_id, 1, True, confirmed, has, more.pop("doubted", None)),
+        *(more.pop("unassigned", False), more.pop("rejected", [])),
+    )
 
 
 @pytest.mark.parametrize(
@@ -730,6 +931,14 @@ def crop(number: int, *, photo: int | None = None, confirmed: int | None = None,
         ([[crop(1, has=8), crop(2, has=9), crop(3, has=9)], [crop(4, has=8), crop(5, has=8)]], {"named": {8}}, [9, 8]),
         # Of whom a person has said that two are one, there may be two clusters.
         ([[crop(1, has=8)], [crop(2, has=8), crop(3, has=8)]], {"merged": {8}}, [8, 8]),
+        # They have the clusters of which no other student has more, and faces in doubt count.
+        ([[crop(1, has=8), crop(2, has=9)]], {"merged": {9}}, [9]),
+        ([[crop(1, has=8), crop(2, has=8), crop(3, has=9)]], {"merged": {9}}, [8]),
+        ([[crop(1, has=7), crop(2, has=6), crop(3, has=9), crop(4, has=9)]], {"merged": {9}}, [9]),
+        ([[crop(1, has=8), crop(2, has=9)]], {"named": {8}, "merged": {9}}, [8]),
+        ([[crop(1, doubted=8), crop(2)]], {"merged": {8}}, [8]),
+        ([[crop(1, doubted=8), crop(2)]], {}, [None]),
+        ([[crop(1, doubted=8, rejected=[8]), crop(2)]], {"merged": {8}}, [None]),
         # Memory comes last, and of several former clusters the one with most common crops.
         ([[crop(1), crop(2), crop(3)]], {"remembered": {1: 5, 2: 6, 3: 6}}, [6]),
         ([[crop(1), crop(2)], [crop(3)]], {"remembered": {1: 5, 2: 5, 3: 5}}, [5, None]),
@@ -753,18 +962,25 @@ def test_a_moved_crop_needs_a_review_where_its_photo_shows_the_student():
     assert decide_crops([a, b], [[a]], [9], move=True) == {1: ("needs_review", 9)}
 
 
+def test_a_crop_of_a_student_whom_others_were_merged_into_does_not_follow_its_cluster():
+    group = [crop(1, has=8), crop(2, doubted=8), crop(3, has=9), crop(4)]
+    assert decide_crops(group, [group], [7], move=True, merged={8}) == {3: ("assigned", 7), 4: ("assigned", 7)}
+    assert unknown_people([group[:2], group[2:]], [None, None], move=True, merged={8}) == [1]
+
+
 STUDENTS = range(1, 5)
 
 
 @st.composite
 def photos_of_crops(draw):
     """Crops as the operations may find them: the machine has put no student twice into a photo."""
-    made: list[Candidate] = []
+    made: list[ClusterCrop] = []
     for photo in range(draw(st.integers(1, 5))):
         shown: set[int] = set()
         for _ in range(draw(st.integers(1, 3))):
             confirmed = draw(st.one_of(st.none(), st.none(), st.sampled_from(STUDENTS)))
             has = None if confirmed else draw(st.one_of(st.none(), st.sampled_from(STUDENTS)))
+            doubted = draw(st.one_of(st.none(), st.sampled_from(STUDENTS)))
             rejected = draw(st.lists(st.sampled_from(STUDENTS), max_size=2, unique=True))
             fresh = crop(
                 *[len(made) + 1],
@@ -774,6 +990,8 @@ def photos_of_crops(draw):
                 unassigned=not confirmed and draw(st.integers(0, 5)) == 0,
                 rejected=rejected,
             )
+            if fresh.assigned_student_id is None:
+                fresh = replace(fresh, doubted_student_id=doubted)
             fresh = replace(fresh, clusterable=draw(st.integers(0, 5)) > 0)
             shown.add(fresh.student_id)
             made.append(fresh)
@@ -809,10 +1027,10 @@ def test_what_always_holds(everyone, seed, threshold, move, merged):
             for label in range(max(labels, default=-1) + 1)
         ]
         owners = cluster_owners(groups, named=named, merged=merged, remembered=remembered)
-        unknown = unknown_people(groups, owners, move)
+        unknown = unknown_people(groups, owners, move, merged)
         for label in unknown:
             owners[label] = 100 + label
-        decided = decide_crops(everyone, groups, owners, move)
+        decided = decide_crops(everyone, groups, owners, move, merged)
         (after,) = as_decided([everyone], decided)
         evident = cluster_owners(as_decided(groups, decided), named=named, merged=merged)
         told = students_to_remember(owners, evident)
@@ -829,6 +1047,7 @@ def test_what_always_holds(everyone, seed, threshold, move, merged):
         if old.id in decided:
             assert decided[old.id][1] not in old.rejected
             assert move or old.student_id is None
+            assert old.student_among(merged) in (None, decided[old.id][1])
     by_machine = [(c.image_id, c.student_id) for c in after if c.student_id and c.confirmed_student_id is None]
     by_person = {(c.image_id, c.confirmed_student_id) for c in after if c.confirmed_student_id}
     assert len(by_machine) == len(set(by_machine))

@@ -1,16 +1,19 @@
 """What people say about crops and students holds at once, in every lineage, and after every run of the pipeline."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from time import sleep
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.database import catalog, crops, decisions, students
+from pipelines.database import catalog, clusters, crops, decisions, students
 from pipelines.errors import AttendanseeError, ClassBusyError, ConflictError, ParameterError, UnknownIdError
 from pipelines.partitions import parse_session_key
 from pipelines.services.attendance import AttendanceService
+from pipelines.services.clustering import FaceCropClusteringService
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.decisions import DecisionService, clean_name
 from pipelines.services.session_assignment import AssignmentConfig, AssignmentReport, SessionAssignmentService
@@ -234,8 +237,6 @@ def test_a_crop_rejected_for_its_clusters_student_becomes_somebody_of_its_own(
 def test_a_clusters_face_does_not_join_a_student_it_was_rejected_for(made_class, database, decide, identities_of):
     ids = made_class.enrol("m", "ann")
     made = made_class.session("m__1", [["ann"], ["ann"], ["guest"]])
-    from pipelines.database import clusters
-
     with database.connection() as connection:
         session = catalog.find_session(connection, parse_session_key("m__1"))
         clusters.write_clusters(
@@ -447,6 +448,12 @@ def test_a_portrait_is_not_confirmed_again_against_a_person_until_its_file_is_re
         (lambda d, m, x: d.rename(m["ann"], " \n "), ParameterError, "empty"),
         (lambda d, m, x: d.rename(m["ann"], "x" * 201), ParameterError, "at most 200"),
         (lambda d, m, x: d.rename(m["ann"], "a\0b"), ParameterError, "cannot be shown"),
+        (lambda d, m, x: d.rename(m["ann"], "\u200bAnn"), ParameterError, "cannot be shown"),
+        (lambda d, m, x: d.rename(m["ann"], "An\u202en"), ParameterError, "cannot be shown"),
+        (lambda d, m, x: d.rename(m["ann"], "Ann\u200d"), ParameterError, "cannot be shown"),
+        (lambda d, m, x: d.rename(m["ann"], "\u200c\u200d"), ParameterError, "cannot be shown"),
+        (lambda d, m, x: d.rename(m["ann"], "-."), ParameterError, "letter or digit"),
+        (lambda d, m, x: d.rename(m["ann"], "\u3164"), ParameterError, "letter or digit"),
         (lambda d, m, x: d.unassign(m["crop"], "a\0b"), ParameterError, "reason"),
         (lambda d, m, x: d.unassign(m["crop"], "x" * 3000), ParameterError, "at most 2000"),
     ],
@@ -469,8 +476,143 @@ def test_a_student_is_merged_once(made_class, database, decide):
     decide.merge(ids["ann"], ids["bob"])
     with pytest.raises(ConflictError, match="already"):
         decide.merge(ids["ann"], ids["cem"])
+    for pair in ((ids["bob"], ids["ann"]), (ids["ann"], ids["bob"])):
+        with pytest.raises(ConflictError, match=f"one already: bob .student {ids['bob']}"):
+            decide.merge(*pair)
     with pytest.raises(ConflictError, match="itself"):
-        decide.merge(ids["bob"], ids["ann"])
+        decide.merge(ids["ann"], ids["ann"])
+
+
+@pytest.mark.parametrize("name", ["علی\u200cرضا", "क्\u200dष", "李", "O’Neil-Smith 3rd", "Ç"])
+def test_names_of_any_script_are_kept_as_they_are(name):
+    assert clean_name(f" {name} ") == name
+
+
+@pytest.mark.parametrize("gone", ["removed_at = now()", "refused_reason = 'broken'"])
+def test_nothing_is_decided_about_a_crop_whose_photo_is_gone(made_class, database, process, decide, gone):
+    ids = made_class.enrol("m", "ann")
+    crop_id = made_class.session("m__1", [["ann"]])[0, "ann"]
+    process("m__enrol", "m__1")
+    with database.connection() as connection:
+        connection.execute(f"UPDATE images SET {gone} WHERE path = 'm/1/0.jpg'")
+    before = log(database)
+    for call in (
+        lambda: decide.assign(crop_id, ids["ann"]),
+        lambda: decide.unassign(crop_id),
+        lambda: decide.reject(crop_id, ids["ann"]),
+    ):
+        with pytest.raises(UnknownIdError, match=f"no face crop {crop_id} any more: its photo"):
+            call()
+    assert log(database) == before
+
+
+def give(
+    database, crop_id: int, student: int, cosine: float, runner_up: int | None = None, model: str = "dlib"
+) -> None:
+    """An automatic assignment."""
+    with database.connection() as connection:
+        connection.execute(
+            """INSERT INTO assignments (crop_id, model, state, student_id, decided_by, cosine_similarity, runner_up_id,
+                runner_up_cosine_similarity) VALUES (%s, %s, 'assigned', %s, 'knn', %s, %s, %s)""",
+            [crop_id, model, student, cosine, runner_up, None if runner_up is None else 0.5],
+        )
+
+
+def runner_up(database, crop_id: int) -> tuple:
+    with database.connection() as connection:
+        return connection.execute(
+            "SELECT student_id, runner_up_id, runner_up_cosine_similarity FROM assignments WHERE crop_id = %s",
+            [crop_id],
+        ).fetchone()
+
+
+def test_a_rejected_student_is_no_runner_up_any_more(made_class, database, decide):
+    ids = made_class.enrol("m", "ann", "bob", "cem")
+    made = made_class.session("m__1", [["ann"], ["cem"]])
+    give(database, made[0, "ann"], ids["ann"], 0.9, runner_up=ids["bob"])
+    give(database, made[1, "cem"], ids["cem"], 0.9, runner_up=ids["bob"])
+    decide.reject(made[0, "ann"], ids["bob"])
+    assert runner_up(database, made[0, "ann"]) == (ids["ann"], None, None)
+    assert runner_up(database, made[1, "cem"]) == (ids["cem"], ids["bob"], 0.5)
+
+
+def test_nobody_is_their_own_runner_up_after_a_merge(made_class, database, decide):
+    ids = made_class.enrol("m", "ann", "bob", "cem")
+    made = made_class.session("m__1", [["ann"], ["bob"], ["cem"]])
+    give(database, made[0, "ann"], ids["ann"], 0.9, runner_up=ids["bob"])
+    give(database, made[1, "bob"], ids["bob"], 0.9, runner_up=ids["ann"])
+    give(database, made[2, "cem"], ids["cem"], 0.9, runner_up=ids["bob"])
+    decide.merge(ids["bob"], ids["ann"])
+    assert runner_up(database, made[0, "ann"]) == runner_up(database, made[1, "bob"]) == (ids["ann"], None, None)
+    assert runner_up(database, made[2, "cem"]) == (ids["cem"], ids["ann"], 0.5)
+
+
+def test_of_two_faces_in_a_photo_the_more_similar_one_stays_in_each_lineage(made_class, database, decide, state_of):
+    ids = made_class.enrol("m", "ann", "bob")
+    made = made_class.session("m__1", [["x", "y"], ["z"]])
+    x, y = made[0, "x"], made[0, "y"]
+    give(database, x, ids["ann"], 0.7)
+    give(database, y, ids["bob"], 0.9)
+    give(database, x, ids["ann"], 0.8, model="facenet")
+    give(database, y, ids["bob"], 0.6, model="facenet")
+    give(database, made[1, "z"], ids["ann"], 0.1)
+    decide.merge(ids["bob"], ids["ann"])
+    assert [state_of(crop_id)[0] for crop_id in (x, y)] == ["needs_review", "assigned"]
+    assert [state_of(crop_id, "facenet")[0] for crop_id in (x, y)] == ["assigned", "needs_review"]
+    assert state_of(made[1, "z"])[0] == "assigned"
+
+
+def test_a_merge_while_a_run_clusters_one_of_their_sessions_waits_for_nobody_who_waits_for_it(
+    embedded_class, database, decide, monkeypatch
+):
+    key = parse_session_key("m__1")
+    made = embedded_class.session("m__1", [["ann", "cem"], ["ann"]])
+    other = embedded_class.session("m__2", [["dan"]])
+    with database.connection() as connection:
+        one, two = (catalog.find_session(connection, parse_session_key(f"m__{n}")) for n in (1, 2))
+    service = FaceCropClusteringService("dlib")
+    service.cluster_session_crops(two.id)
+    service.cluster_session_crops(one.id, assign_crops=False)
+    with database.connection() as connection:
+        remembered = clusters.read_remembered(connection, clusters.Scope(one.class_id, one.id), "dlib")
+    cem = remembered[made[0, "cem"]]
+    give(database, made[0, "cem"], cem, 0.9)
+    AttendanceService(database, "dlib").register_session(key)
+    holds, merged = Event(), Event()
+    stored, merge_assignments = clusters._stored, decisions.merge_assignments
+
+    def wait_with_the_session_held(connection, *args):
+        found = stored(connection, *args)
+        if not holds.is_set():
+            holds.set()
+            merged.wait(10)
+            sleep(0.5)  # The merge goes on to the attendance meanwhile.
+        return found
+
+    def tell(connection, *args):
+        merge_assignments(connection, *args)
+        merged.set()
+
+    monkeypatch.setattr(clusters, "_stored", wait_with_the_session_held)
+    monkeypatch.setattr(decisions, "merge_assignments", tell)
+    run = SessionClusteringService(database, "dlib", embedded_class.version)
+    with ThreadPoolExecutor(2) as pool:
+        clustering = pool.submit(run.cluster_session, key, ClusteringConfig(distance_threshold=0.0001))
+        assert holds.wait(10)
+        merging = pool.submit(decide.merge, cem, student_of(database, other[0, "dan"]))
+        assert merging.result(30).merged_student_id == cem
+        assert clustering.result(30).changed
+
+
+def test_no_patience_means_at_once(made_class, database):
+    made_class.enrol("m", "ann")
+    with database.connection() as holder:
+        class_id = catalog.find_class(holder, "m")
+        catalog.lock_class(holder, class_id)
+        with database.connection() as other:
+            other.execute("SET statement_timeout = '5s'")
+            with pytest.raises(ClassBusyError):
+                catalog.lock_class(other, class_id, 0)
 
 
 def test_a_class_that_is_being_processed_is_busy_after_the_patience(made_class, database):

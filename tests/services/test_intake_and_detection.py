@@ -1,7 +1,9 @@
 """Photos from a folder to rows and crops, with the real detector, on a photo that a package ships."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -223,3 +225,28 @@ def test_a_portrait_stays_with_its_student_who_was_renamed_or_merged(database, s
     astronaut.rotate(5).save(root / "Math101/enrol/Ann Lee.jpg")
     detect(ENROL_KEY)
     assert students_of(database) == {"ann": bob}
+
+
+@pytest.mark.parametrize("key", [KEY, ENROL_KEY])
+def test_the_quality_gate_holds_no_crop_while_it_waits_for_the_class(made_class, database, store, key):
+    """A search of the same photos holds the class and then needs the crops: both waited for each other."""
+    if key.is_enrolment:
+        made_class.enrol("Math101", "Ada")
+    else:
+        made_class.session(str(key), [["Ada"]])
+    settings = Settings().model_copy(update={"quality_min_size": 81})
+    service = DetectionService(database, store, FaceDetector.from_settings(settings), settings)
+    with database.connection() as connection:
+        connection.execute("UPDATE images SET searched_with = %s", [service.detector.version])
+        catalog.record_photo_root(connection, "Math101", store.photos)
+    with database.connection() as holder, ThreadPoolExecutor(1) as pool:
+        catalog.lock_class(holder, catalog.find_class(holder, "Math101"))
+        report = pool.submit(service.detect_session, key)
+        deadline = monotonic() + 10
+        while not holder.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone():
+            assert not report.done(), report.result()
+            assert monotonic() < deadline, "nobody waits for the class"
+            sleep(0.02)
+        holder.execute("SELECT 1 FROM face_crops FOR UPDATE NOWAIT")
+        holder.commit()
+        assert report.result(10).unusable_reasons != {}

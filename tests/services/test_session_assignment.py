@@ -342,3 +342,18 @@ def test_students_that_were_made_without_assignments_are_the_ones_a_run_assigns(
     service = SessionAssignmentService(database, "dlib", embedded_class.version)
     assert service.assign_session(parse_session_key("m__1"), AssignmentConfig()).students_created == 0
     assert student_names(database, "m") == made
+
+
+def test_students_that_were_made_for_the_class_without_assignments_are_the_ones_a_run_assigns(embedded_class, database):
+    embedded_class.session("m__1", [["ann", "bob"], ["ann"]])
+    embedded_class.session("m__2", [["ann"]])
+    with database.connection() as connection:
+        class_id = catalog.find_class(connection, "m")
+    FaceCropClusteringService("dlib").cluster_class_crops(class_id, assign_crops=False)
+    made = student_names(database, "m")
+    assert len(made) == 2
+    for key in (parse_session_key("m__1"), parse_session_key("m__2")):
+        SessionClusteringService(database, "dlib", embedded_class.version).cluster_session(key, ClusteringConfig())
+        service = SessionAssignmentService(database, "dlib", embedded_class.version)
+        assert service.assign_session(key, AssignmentConfig()).students_created == 0
+    assert student_names(database, "m") == made
