@@ -759,7 +759,8 @@ def test_what_nobody_changes_meanwhile_is_clustered_once(world, service, meanwhi
 def facenet(monkeypatch, tmp_path, database, embedded_class):
     """Another model than dlib, whose network never runs: the file only makes its vectors' version."""
     monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
-    monkeypatch.setenv("ATTENDANSEE_HOME", str(tmp_path))
+    # Not ATTENDANSEE_HOME: loading DeepFace in an earlier test has set this one, which comes first.
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
     get_settings.cache_clear()
     weights = get_settings().weights_folder / "facenet_weights.h5"
     weights.parent.mkdir(parents=True)
