@@ -52,8 +52,6 @@ REFUSED = {
 
 # Least and most faces where the manifest gives no plain number, or one that is out of reach.
 BOUNDS = {
-    # The faces are 10 to 18 px; 20 px is the smallest size searched for, and of one of them little is left.
-    "size_extremes/tiny_faces_sts106_160px.jpg": (6, 7),
     "size_extremes/sts106_8px_faces.jpg": (0, 7),
     # Overexposed until the skin is pure white: there is little but hair, eyes and moustaches.
     "degraded/sts106_bright.jpg": (5, 7),
