@@ -35,6 +35,12 @@ class Register:
         statuses = [self.cells.get((name, session)) for name in (*self.students, *self.unknown)]
         return {status: statuses.count(status) for status in ("present", "absent", "unsure", "unknown")}
 
+    def attendance(self, session: str) -> dict[str, str]:
+        """The status of every student, and of every unknown person who was seen, in a session."""
+        return {
+            name: self.cells[name, session] for name in (*self.students, *self.unknown) if (name, session) in self.cells
+        }
+
     def rows(self) -> list[list[str]]:
         """The table's rows without its head: name, then one status per session ('' where an unknown was not seen)."""
         return [
@@ -48,9 +54,8 @@ class Register:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["class", "session", "date", "student", "status"])
         for session in self.sessions:
-            for name in (*self.students, *self.unknown):
-                if status := self.cells.get((name, session)):
-                    writer.writerow([self.class_name, session, self.dates[session] or "", name, status])
+            for name, status in self.attendance(session).items():
+                writer.writerow([self.class_name, session, self.dates[session] or "", name, status])
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -64,11 +69,7 @@ class Register:
                         "session": session,
                         "date": held_on.isoformat() if (held_on := self.dates[session]) else None,
                         "counts": self.counts(session),
-                        "attendance": {
-                            name: self.cells[name, session]
-                            for name in (*self.students, *self.unknown)
-                            if (name, session) in self.cells
-                        },
+                        "attendance": self.attendance(session),
                     }
                     for session in self.sessions
                 ],

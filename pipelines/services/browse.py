@@ -218,11 +218,7 @@ class BrowseService:
                     session=session,
                     held_on=register.dates[session],
                     counts=register.counts(session),
-                    attendance={
-                        name: register.cells[name, session]
-                        for name in (*register.students, *register.unknown)
-                        if (name, session) in register.cells
-                    },
+                    attendance=register.attendance(session),
                 )
                 for session in register.sessions
             ],
