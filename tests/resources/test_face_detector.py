@@ -81,10 +81,12 @@ def test_the_networks_give_what_the_package_s_networks_give(package):
     ours = face_detector._mtcnn()
     shapes = [(2, 37, 50, 3), (5, 24, 24, 3), (5, 48, 48, 3)]
     for network, stage, shape in zip((ours._pnet, ours._rnet, ours._onet), package.stages, shapes, strict=True):
-        images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-        for mine, theirs in zip(network.run(None, {"image": images}), stage.model(images), strict=True):
-            channels_last = mine.transpose(0, 2, 3, 1) if mine.ndim == 4 else mine
-            assert np.abs(channels_last - theirs.numpy()).max() < 1e-4
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        (mine,) = network.run(None, {"image": images})
+        *numbers, no_face_or_face = (output.numpy() for output in stage.model((images - np.float32(127.5)) / 128))
+        logits = np.diff(np.log(no_face_or_face))
+        theirs = np.concatenate([*numbers, logits], axis=-1)
+        assert np.abs((mine.transpose(0, 2, 3, 1) if mine.ndim == 4 else mine) - theirs).max() < 1e-3
 
 
 @pytest.mark.slow
@@ -121,6 +123,28 @@ def test_a_turned_photo_is_found_out(astronaut, face, quarter_turns):
     assert np.abs(found.landmarks - expected).max() < 3
     assert found.box[0] < found.landmarks[:, 0].min() < found.landmarks[:, 0].max() < found.box[0] + found.box[2]
     assert found.box[1] < found.landmarks[:, 1].min() < found.landmarks[:, 1].max() < found.box[1] + found.box[3]
+
+
+def overexposed(photo: Photo, factor: float) -> Photo:
+    return (photo * np.float32(factor)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("factor", [1.8, 2.3])
+def test_an_overexposed_face_is_found_by_restoring_the_contrast(astronaut, face, factor):
+    washed_out = overexposed(astronaut, factor)
+    (found,) = FaceDetector().detect(washed_out)
+    assert overlap(found.box, face.box) > 0.6
+    assert np.abs(found.landmarks - face.landmarks).max() < 0.2 * face.box[2]
+    assert face_detector._AGREEMENT <= found.confidence <= 1
+    # Not already in the photo as it is.
+    assert not len(face_detector._mtcnn()._look(washed_out, 20, 0.9).confidences)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("coffee", 5), ("chelsea", 3), ("rocket", 6)])
+def test_overexposed_things_have_no_face(name, factor):
+    photo = overexposed(getattr(pytest.importorskip("skimage.data"), name)(), factor)
+    assert (photo.min(axis=2) >= 250).mean() > face_detector._WASHED_OUT
+    assert FaceDetector().detect(photo) == []
 
 
 def test_a_large_photo_is_searched_scaled_down(astronaut, face):
@@ -169,6 +193,11 @@ def test_searching_in_bands_changes_nothing(astronaut, monkeypatch):
 def test_slivers_and_specks_have_no_face(shape, backend):
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert FaceDetector(backend=backend).detect(noise) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (6000, 3), (12, 900), (20, 20)])
+def test_white_slivers_and_specks_have_no_face(shape):
+    assert FaceDetector().detect(np.full((*shape, 3), 255, dtype=np.uint8)) == []
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
@@ -290,6 +319,18 @@ boxes_with_scores = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 40), st.integers(1, 40), st.integers(0, 100)),
     max_size=12,
 )
+
+
+def test_suppression_of_many_boxes_is_that_of_one_after_another():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 300, (500, 2)).repeat(2, axis=0)
+    corners = np.concatenate([corners, corners + rng.uniform(10, 60, (1000, 2))], axis=1)
+    scores = rng.random(1000)
+    expected: list[int] = []
+    for index in np.argsort(-scores):
+        if not expected or face_detector._overlaps(corners[[index]], corners[expected]).max() <= 0.5:
+            expected.append(int(index))
+    assert face_detector._suppress(corners, scores, 0.5).tolist() == expected
 
 
 @given(boxes=boxes_with_scores, max_overlap=st.sampled_from([0.3, 0.5, 0.7]), of_smaller=st.booleans())
