@@ -184,21 +184,17 @@ def write_embeddings(
         copy.set_types(["int8", "vector"])
         for crop_id, vector in zip(crop_ids, vectors, strict=True):
             copy.write_row((crop_id, Vector(vector)))
-    # A crop that was deleted meanwhile (its photo was searched anew) has no row to point at.
+    # A crop that was deleted meanwhile (its photo was searched anew) has no row to point at. A vector that two runs
+    # computed at once keeps the time of the first, by which sessions compared with it are up to date.
     connection.execute(
         sql.SQL(
             """INSERT INTO {} (crop_id, version, embedding)
             SELECT n.crop_id, %s, n.embedding FROM new_embeddings n JOIN face_crops f ON f.id = n.crop_id
-            ON CONFLICT (crop_id, version) DO UPDATE SET embedding = excluded.embedding, created_at = now()"""
-        ).format(table),
+            ON CONFLICT (crop_id, version) DO UPDATE SET embedding = excluded.embedding, created_at = now()
+            WHERE {}.embedding <> excluded.embedding"""
+        ).format(table, table),
         [version],
     )
-
-
-def delete_embeddings(connection: Connection, models: Iterable[str], crop_id: int) -> None:
-    """Forget a crop's vectors in every lineage, for its box has changed."""
-    for model in models:
-        connection.execute(sql.SQL("DELETE FROM {} WHERE crop_id = %s").format(embeddings_table(model)), [crop_id])
 
 
 def read_embeddings(

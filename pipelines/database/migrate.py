@@ -1,10 +1,12 @@
-"""Bring a database's tables to the newest revision."""
+"""Bring a database's tables to the newest revision, and give every embedding model its table."""
 
 from pathlib import Path
 
 import psycopg
 
+from pipelines.database.embedding_tables import ensure_embedding_tables
 from pipelines.errors import DatabaseError
+from pipelines.resources.embedding.registry import REGISTRY
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any constant will do: it only has to be the same in every process that migrates.
@@ -14,7 +16,8 @@ _MIGRATION_LOCK = 0x_A77E_2026
 def migrate(url: str) -> str:
     """Upgrade the database at `url` (libpq form) to the newest revision, one process at a time; returns the revision.
 
-    Raises DatabaseError for a database that a newer version of this software has migrated.
+    Models that people have added get their tables, which are in no revision. Raises DatabaseError for a database that a
+    newer version of this software has migrated.
     """
     import sqlalchemy
     from alembic import command
@@ -27,21 +30,22 @@ def migrate(url: str) -> str:
     head = scripts.get_current_head()
     assert head is not None, "the migrations folder holds at least one revision"
     current = current_revision(url)
-    if current == head:
-        return head
     if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
         raise DatabaseError(
             f"The database is at revision {current} of a newer version: install that version or change DATABASE_URL."
         )
-    with psycopg.connect(url, autocommit=True) as lock:
-        lock.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
-        engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
-        try:
-            with engine.begin() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        finally:
-            engine.dispose()
+    if current != head:
+        with psycopg.connect(url, autocommit=True) as lock:
+            lock.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+            engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
+            try:
+                with engine.begin() as connection:
+                    config.attributes["connection"] = connection
+                    command.upgrade(config, "head")
+            finally:
+                engine.dispose()
+    with psycopg.connect(url) as tables:
+        ensure_embedding_tables(tables, {spec.name: spec.dimension for spec in REGISTRY.values()})
     return head
 
 

@@ -124,6 +124,16 @@ def letterbox(chip: NDArray[Any], size: int) -> NDArray[np.float32]:
     chip so narrow that its short side would vanish keeps one pixel where DeepFace fails. Raises ValueError for an empty
     chip.
     """
+    pixels = fit_square(chip, size).astype(np.float32)
+    return pixels / np.float32(255) if pixels.max() > 1 else pixels
+
+
+def fit_square(chip: NDArray[Any], size: int) -> NDArray[Any]:
+    """The chip as large as fits into a square, aspect kept, centred between black bars.
+
+    chip: (h, w, 3), uint8 or floating. Returns (size, size, 3) of the same type and value range. Raises ValueError for an
+    empty chip.
+    """
     import cv2
 
     height, width = chip.shape[:2]
@@ -132,6 +142,4 @@ def letterbox(chip: NDArray[Any], size: int) -> NDArray[np.float32]:
     factor = min(size / height, size / width)
     chip = cv2.resize(chip, (max(1, int(width * factor)), max(1, int(height * factor))))
     rows, columns = size - chip.shape[0], size - chip.shape[1]
-    chip = np.pad(chip, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0)))
-    pixels = chip.astype(np.float32)
-    return pixels / np.float32(255) if pixels.max() > 1 else pixels
+    return np.pad(chip, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0)))

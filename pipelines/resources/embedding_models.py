@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import dagster as dg
 from pydantic import Field
 
-from pipelines.resources.embedding.engines import resolve_engine
+from pipelines.resources.embedding.engines import EngineSetting, resolve_engine
 from pipelines.resources.embedding.model import EmbeddingModel, load_model, version_string
 from pipelines.resources.embedding.registry import ModelSpec, get_spec
 from pipelines.resources.embedding.weights import WeightsStatus, require_weights, weights_status
@@ -17,9 +16,7 @@ from pipelines.settings import Settings, get_settings
 class EmbeddingModels(dg.ConfigurableResource):
     """A factory over the registry: weights are checked first, networks are loaded when asked for, once per process."""
 
-    engine: Literal["auto", "onnx", "tensorflow"] = Field(
-        default="auto", description="What runs the networks; auto is onnx."
-    )
+    engine: EngineSetting = Field(default="auto", description="What runs the networks; auto is onnx.")
     batch_size: int = Field(default=8, ge=1, le=256, description="Crops per forward pass.")
     deepface_folder: str = Field(description="DeepFace's home folder, with .deepface/weights below it.")
     allow_unverified_weights: bool = Field(default=False, description="Accept weights files that are not published.")
@@ -40,12 +37,13 @@ class EmbeddingModels(dg.ConfigurableResource):
 
     def get(self, name: str) -> EmbeddingModel:
         """The loaded model; raises ModelError for an unknown name, WeightsError for missing or wrong weights."""
-        return load_model(self._spec(name), resolve_engine(self.engine), self.batch_size, self.require(name))
+        spec = self._spec(name)
+        return load_model(spec, resolve_engine(self.engine, spec), self.batch_size, self.require(name))
 
     def version(self, name: str) -> str:
         """The version string that the model's vectors have, found without loading its network."""
         spec = self._spec(name)
-        return version_string(spec, resolve_engine(self.engine), weights_status(spec, self._settings()))
+        return version_string(spec, resolve_engine(self.engine, spec), weights_status(spec, self._settings()))
 
     def require(self, name: str) -> WeightsStatus:
         """Makes sure that the model can run; raises ModelError or WeightsError before any work starts."""

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ModelError, WeightsError
+from pipelines.resources.embedding.engines import EngineSetting
+from pipelines.resources.embedding.registry import BUILT_IN
 from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.settings import Settings
 
@@ -32,6 +34,18 @@ def test_the_version_is_known_without_loading_and_is_the_loaded_models(models: E
     assert models.version("dlib") == "dlib-five_point_dlib-base1-onnx-55533b28a958"
     assert models.get("dlib").version == models.version("dlib")
     assert models.version("facenet") == "facenet-deepface-base1-onnx-missing"
+
+
+@pytest.mark.parametrize("engine", ["onnx", "tensorflow"])
+def test_the_versions_of_the_built_in_models_never_change(engine: EngineSetting, tmp_path: Path) -> None:
+    """Another one here would make every stored vector of a school stale."""
+    models = EmbeddingModels(engine=engine, deepface_folder=str(tmp_path))
+    assert [models.version(name) for name in BUILT_IN] == [
+        f"facenet-deepface-base1-{engine}-missing",
+        f"arcface-deepface-base1-{engine}-missing",
+        f"facenet512-deepface-base1-{engine}-missing",
+        f"dlib-five_point_dlib-base1-{engine}-55533b28a958",
+    ]
 
 
 def test_missing_weights_and_unknown_names_are_told_before_any_work(models: EmbeddingModels) -> None:

@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import AttendanseeError
-from pipelines.faces.alignment import ARCFACE_112, DLIB_150, deepface_chip, five_point_chip, letterbox
+from pipelines.faces.alignment import ARCFACE_112, DLIB_150, deepface_chip, five_point_chip
 from pipelines.faces.face import DetectedFace
-from pipelines.resources.embedding.engines import Engine, EngineName, load_engine
+from pipelines.resources.embedding.engines import ENGINE_VERSIONS, EngineName, load_engine
+from pipelines.resources.embedding.onnx_runtime import Engine
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.resources.embedding.weights import WeightsStatus
-
-# DeepFace's normalization "base": letterbox, BGR, [0, 1]. Count up when a change here changes vectors.
-PREPROCESSING = "base1"
 
 
 class EmbeddingError(AttendanseeError):
@@ -28,7 +26,8 @@ def version_string(spec: ModelSpec, engine: EngineName, weights: WeightsStatus) 
     A vector of another version is computed anew. Thresholds are not in it, though a threshold is valid for one version
     only: they are applied to vectors that exist, and a changed one must not make any stale.
     """
-    return f"{spec.name}-{spec.crop_policy}-{PREPROCESSING}-{engine}-{(weights.sha256 or 'missing')[:12]}"
+    sha256 = (weights.sha256 or "missing")[:12]
+    return f"{spec.name}-{spec.crop_policy}-{spec.preprocessing.version}-{ENGINE_VERSIONS[engine]}-{sha256}"
 
 
 class EmbeddingModel:
@@ -62,8 +61,9 @@ class EmbeddingModel:
     def embed(self, chips: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32] | EmbeddingError]:
         """One result for each chip, in order: its vector, or why it has none.
 
-        chips: (h, w, 3) uint8 RGB of any size. A vector is float32 (dimension,) of norm 1, with the direction that
-        `DeepFace.represent(chip, model_name, detector_backend="skip")` gives. Chips run in batches of the model's size.
+        chips: (h, w, 3) uint8 RGB of any size. A vector is float32 (dimension,) of norm 1, for the built-in models with
+        the direction that `DeepFace.represent(chip, model_name, detector_backend="skip")` gives. Chips run in batches of
+        the model's size.
         """
         results: list[NDArray[np.float32] | EmbeddingError] = []
         for start in range(0, len(chips), self._batch_size):
@@ -77,12 +77,12 @@ class EmbeddingModel:
         return [image if isinstance(image, EmbeddingError) else _unit(next(vectors)) for image in prepared]
 
     def _prepare(self, chip: NDArray[np.uint8]) -> NDArray[np.float32] | EmbeddingError:
-        """The (size, size, 3) float32 BGR image in [0, 1] that DeepFace feeds the network."""
+        """The chip as the network takes it."""
         if not isinstance(chip, np.ndarray) or chip.dtype != np.uint8 or chip.ndim != 3 or chip.shape[2] != 3:
             what = f"{chip.dtype} of shape {chip.shape}" if isinstance(chip, np.ndarray) else type(chip).__name__
             return EmbeddingError(f"The crop cannot be embedded: it is {what}, not uint8 of shape (height, width, 3).")
         try:
-            return letterbox(chip, self.spec.input_size)[..., ::-1]
+            return self.spec.preprocessing.image(chip, self.spec.input_size)
         except ValueError as error:
             return EmbeddingError(str(error))
 

@@ -1,20 +1,20 @@
 """Weights files: where they are, whether they are the published ones, and how they get there.
 
-All of them lie in DeepFace's own folder (`Settings.weights_folder`), so that DeepFace called by hand reads the same.
+Those of the built-in models lie in DeepFace's own folder (`Settings.weights_folder`), so that DeepFace called by hand
+reads the same; those that people have added lie beside their definition.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Literal
-from uuid import uuid4
+from typing import Literal
 
 from pipelines.errors import WeightsError
+from pipelines.resources.embedding.definition import models_folder
+from pipelines.resources.embedding.files import replacing
 from pipelines.resources.embedding.registry import ModelSpec, get_spec
 from pipelines.settings import Settings
 
@@ -30,7 +30,7 @@ class WeightsStatus:
     """What is known of a model's weights file.
 
     path: where the file is, or where it is looked for. sha256: of the file as it is, None where there is none.
-    state: `verified` (the published file), `mismatch` (another file) or `missing`.
+    state: `verified` (the published file, or the one that was added), `mismatch` (another file) or `missing`.
     """
 
     name: str
@@ -40,11 +40,11 @@ class WeightsStatus:
 
 
 def weights_status(spec: ModelSpec, settings: Settings) -> WeightsStatus:
-    """Where the model's weights are and whether they are the published ones; changes nothing.
+    """Where the model's weights are and whether they are the right ones; changes nothing.
 
     DeepFace's folder goes first, as DeepFace itself looks there; then the installed package that ships the file.
     """
-    path = settings.weights_folder / spec.weights_file
+    path = _folder(spec, settings) / spec.weights_file
     packaged = _packaged_file(spec)
     if not path.is_file() and packaged is not None:
         path = packaged
@@ -55,12 +55,19 @@ def weights_status(spec: ModelSpec, settings: Settings) -> WeightsStatus:
 
 
 def require_weights(spec: ModelSpec, settings: Settings) -> WeightsStatus:
-    """The weights of a model that is about to run, in DeepFace's folder (a packaged file is copied there).
+    """The weights of a model that is about to run, in their folder (a packaged file is copied there).
 
     Raises WeightsError, naming file, place and command, where they are missing, or where they are not the published
-    ones and `Settings.allow_unverified_weights` is off. There is no fallback to another model.
+    ones and `Settings.allow_unverified_weights` is off. There is no fallback to another model. A file that was added is
+    refused in any case once it has changed: nobody has tried the new one.
     """
     status = weights_status(spec, settings)
+    if spec.framework == "onnx" and status.state != "verified":
+        what = "is missing" if status.state == "missing" else f"has changed (its sha256 is {status.sha256} now)"
+        raise WeightsError(
+            f"The file {status.path} of the model {spec.name!r} {what}: put back the one that was added, or add the new "
+            "one under another name with `attendansee models add-onnx`."
+        )
     if status.state == "missing":
         raise WeightsError(
             f"The weights of the model {spec.name!r} are missing ({status.path}): run `attendansee models fetch "
@@ -68,7 +75,7 @@ def require_weights(spec: ModelSpec, settings: Settings) -> WeightsStatus:
         )
     if status.state == "mismatch" and not settings.allow_unverified_weights:
         raise WeightsError(f"{_not_published(spec, status.path, status.sha256)}: {_remedy(spec)}")
-    if status.path.parent != settings.weights_folder:
+    if status.path.parent != _folder(spec, settings):
         return _install(spec, status.path, settings)
     return status
 
@@ -112,19 +119,8 @@ def fetch_weights(name: str, settings: Settings) -> WeightsStatus:
     return status
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` in one step at the end, and is removed if the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        with part.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _folder(spec: ModelSpec, settings: Settings) -> Path:
+    return models_folder(settings.home) if spec.framework == "onnx" else settings.weights_folder
 
 
 def _install(spec: ModelSpec, file: Path, settings: Settings) -> WeightsStatus:

@@ -13,7 +13,8 @@ from pipelines.faces.alignment import ARCFACE_112, deepface_chip, five_point_chi
 from pipelines.faces.face import DetectedFace
 from pipelines.resources.embedding.engines import EngineName
 from pipelines.resources.embedding.model import EmbeddingError, EmbeddingModel, load_model, version_string
-from pipelines.resources.embedding.registry import REGISTRY, CropPolicy, get_spec
+from pipelines.resources.embedding.preprocessing import DEEPFACE, CropPolicy, Preprocessing
+from pipelines.resources.embedding.registry import REGISTRY, get_spec
 from pipelines.resources.embedding.weights import WeightsStatus, require_weights
 from pipelines.settings import Settings
 
@@ -137,13 +138,25 @@ def test_a_face_without_extent_is_an_error_of_that_face() -> None:
 
 
 def test_versions_differ_by_all_that_changes_a_vector(tmp_path: Path) -> None:
-    def version(policy: CropPolicy = "deepface", engine: EngineName = "onnx", sha256: str = "a" * 64) -> str:
-        spec = replace(get_spec("facenet"), crop_policy=policy)
+    def version(
+        policy: CropPolicy = "deepface",
+        engine: EngineName = "onnx",
+        sha256: str = "a" * 64,
+        preprocessing: Preprocessing = DEEPFACE,
+    ) -> str:
+        spec = replace(get_spec("facenet"), crop_policy=policy, preprocessing=preprocessing)
         return version_string(spec, engine, WeightsStatus("facenet", tmp_path, sha256, "verified"))
 
-    versions = [version(), version("five_point_arcface"), version(engine="tensorflow"), version(sha256="b" * 64)]
-    assert len(set(versions)) == 4
-    assert version() == "facenet-deepface-base1-onnx-aaaaaaaaaaaa"
+    versions = [
+        version(),
+        version("five_point_arcface"),
+        version(engine="tensorflow"),
+        version(engine="onnx-int8"),
+        version(sha256="b" * 64),
+        version(preprocessing=Preprocessing("rgb_nhwc_raw_160_1", "RGB", "NHWC", "raw")),
+    ]
+    assert len(set(versions)) == 6
+    assert {version.count("-") for version in versions} == {4}
     assert not any(character.isspace() for character in "".join(versions))
 
 

@@ -162,10 +162,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop every table; all data is lost."""
-    for table in (
-        *("attendance", "assignments", "cluster_members", "clusters"),
-        *("embeddings_facenet", "embeddings_arcface", "embeddings_facenet512", "embeddings_dlib"),
-    ):
+    # Those of models that people have added too, which no revision has made.
+    vectors = op.get_bind().exec_driver_sql(
+        "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND starts_with(tablename, 'embeddings_')"
+    )
+    for table in ("attendance", "assignments", "cluster_members", "clusters", *vectors.scalars().all()):
         op.execute(f"DROP TABLE {table}")
     op.execute("DROP VIEW confirmed_crops")
     for table in ("decisions", "face_crops", "images", "students", "sessions", "classes"):
