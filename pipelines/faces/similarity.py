@@ -89,13 +89,15 @@ def cosine_distance_from_calibrated(similarity: ArrayLike, threshold: float, slo
     return threshold - logit(values) / _slope(threshold, slope)
 
 
-def distance_for(similarity: float, scale: Literal["calibrated", "cosine"], threshold: float) -> float:
+def distance_for(
+    similarity: float, scale: Literal["calibrated", "cosine"], threshold: float, slope: float | None = None
+) -> float:
     """The cosine distance, at most 2, up to which two faces have at least this similarity.
 
     similarity: in [0, 1] on the calibrated scale, in [-1, 1] as a cosine; ValueError outside. threshold: the model's
-    verification threshold, a cosine distance above 0, which the cosine scale does not need. On the calibrated scale 0
-    is met at every distance (2), and what not even distance 0 meets gives a negative distance: above 0.99, and 1, which
-    the scale never reaches, -inf.
+    verification threshold, a cosine distance above 0, and slope, as in `calibrated_similarity`; the cosine scale does
+    not need them. On the calibrated scale 0 is met at every distance (2), and what not even distance 0 meets gives a
+    negative distance: above 0.99 by the default slope, and 1, which the scale never reaches, -inf.
     """
     lowest = 0 if scale == "calibrated" else -1
     if not lowest <= similarity <= 1:
@@ -105,7 +107,7 @@ def distance_for(similarity: float, scale: Literal["calibrated", "cosine"], thre
     if similarity in {0, 1}:
         return 2.0 if similarity == 0 else -math.inf
     # A similarity near 0 gives more than 2, the greatest distance there is.
-    return min(2.0, float(cosine_distance_from_calibrated(similarity, threshold)))
+    return min(2.0, float(cosine_distance_from_calibrated(similarity, threshold, slope)))
 
 
 def _slope(threshold: float, slope: float | None) -> float:

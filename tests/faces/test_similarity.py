@@ -137,6 +137,14 @@ def test_distances_of_known_similarities(threshold):
     assert distance_for(-1, "cosine", threshold) == 2
 
 
+@given(threshold=thresholds, slope=st.floats(0.5, 200), similarity=st.floats(0.01, 0.99))
+def test_a_slope_of_its_own_turns_similarities_into_the_distances_that_have_them(threshold, slope, similarity):
+    distance = distance_for(similarity, "calibrated", threshold, slope)
+    assert distance_for(0.5, "calibrated", threshold, slope) == pytest.approx(threshold)
+    if distance < 2:
+        assert calibrated_similarity(distance, threshold, slope) == pytest.approx(similarity)
+
+
 @pytest.mark.parametrize(
     ("scale", "similarity"),
     [("calibrated", -0.01), ("calibrated", 1.01), ("calibrated", math.nan), ("cosine", -1.01), ("cosine", 1.01)],
