@@ -18,7 +18,12 @@ def batch_status(errors: int, total: int) -> BatchStatus:
     return "error" if errors == total else "partial"
 
 
-_SIMILARITY = "On the calibrated scale: 0.5 is the model's own verification threshold."
+_SIMILARITY = (
+    "On the calibrated scale: 0.5 is the verification threshold of the model, or the one adopted for the class."
+)
+_COSINE_THRESHOLD = (
+    "The cosine similarity that similarity_threshold stands for in this class; null where it cannot be reached."
+)
 
 
 class EmbeddingAnswer(BaseModel):
@@ -62,6 +67,7 @@ class ClusteringAnswer(BaseModel):
     max_clusters_reached: bool = Field(
         description="max_clusters merged people who are not alike enough, or could not be met."
     )
+    cosine_threshold: float | None = Field(description=_COSINE_THRESHOLD)
     errors: int = Field(description="Crops that could not be embedded and stayed out.")
 
 
@@ -118,6 +124,7 @@ class BatchAssignmentAnswer(BaseModel):
     needs_review: int
     errors: int
     parameters: AssignmentParameters
+    cosine_threshold: float | None = Field(description=_COSINE_THRESHOLD)
     results: list[AssignmentAnswer]
 
 

@@ -14,7 +14,7 @@ from pipelines.errors import PhotoError, UnknownIdError
 from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
 from pipelines.resources.database import read_one_state
-from pipelines.resources.embedding.registry import ModelSpec, get_spec
+from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.services.answers import (
     AssignmentAnswer,
     AssignmentStatus,
@@ -29,6 +29,7 @@ from pipelines.services.attendance import refresh_attendance
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.embedding import EmbeddingService
 from pipelines.services.parameters import AssignmentParameters, SimilarityScale, checked
+from pipelines.services.thresholds import class_spec, cosine_in_use
 
 # Crop ids in ascending order, and (n, dimension) float32 of their vectors.
 _Vectors = tuple[list[int], NDArray[np.float32]]
@@ -62,7 +63,7 @@ class FaceCropAssignmentService:
         A crop that has a student already keeps it. One that a person has taken the student off gets a suggestion
         (needs_review), which is not written.
         """
-        (answer,) = self._assign(
+        (answer,), _ = self._assign(
             lambda connection: catalog.class_of_crop(connection, crop_id), auto_commit, run_id, crop_id=crop_id
         )
         return answer
@@ -71,13 +72,13 @@ class FaceCropAssignmentService:
         self, session_id: int, auto_commit: bool = True, run_id: str | None = None
     ) -> SessionAssignmentAnswer:
         """Say who the crops of a session show that have no student yet."""
-        answers = self._assign(
+        answers, spec = self._assign(
             lambda connection: catalog.session_by_id(connection, session_id).class_id,
             auto_commit,
             run_id,
             session_id=session_id,
         )
-        return SessionAssignmentAnswer(session_id=session_id, **self._summary(answers, auto_commit))
+        return SessionAssignmentAnswer(session_id=session_id, **self._summary(answers, spec, auto_commit))
 
     def assign_class_crops(
         self, class_id: int, auto_commit: bool = True, run_id: str | None = None
@@ -91,8 +92,8 @@ class FaceCropAssignmentService:
             catalog.class_by_id(connection, class_id)
             return class_id
 
-        answers = self._assign(find_class, auto_commit, run_id)
-        return ClassAssignmentAnswer(class_id=class_id, **self._summary(answers, auto_commit))
+        answers, spec = self._assign(find_class, auto_commit, run_id)
+        return ClassAssignmentAnswer(class_id=class_id, **self._summary(answers, spec, auto_commit))
 
     def similar_crops(self, crop_id: int, limit: int = 10) -> SimilarCropsAnswer:
         """The crops of the class most like one crop, among those that have a vector; portraits are crops too."""
@@ -104,7 +105,7 @@ class FaceCropAssignmentService:
             class_id = catalog.class_of_crop(connection, crop_id)
             if crop_id in failed:
                 raise PhotoError(failed[crop_id])
-            table = _Table(connection, get_spec(self.embedding_model), embedding.version, class_id)
+            table = _Table(connection, self.embedding_model, embedding.version, class_id)
             student_of = identities.read_identities(connection, class_id, self.embedding_model)
             ids, vectors = table.vectors([crop_id])
             others, other_vectors = table.vectors(other for other in student_of if other != crop_id)
@@ -142,8 +143,11 @@ class FaceCropAssignmentService:
         *,
         session_id: int | None = None,
         crop_id: int | None = None,
-    ) -> list[AssignmentAnswer]:
-        """Read, decide and write in one transaction under the class's lock; what has no vector yet gets one before."""
+    ) -> tuple[list[AssignmentAnswer], ModelSpec]:
+        """Read, decide and write in one transaction under the class's lock; what has no vector yet gets one before.
+
+        Returns the answers and the thresholds that they are by.
+        """
         self._parameters(auto_commit)
         self.context.models.require(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
@@ -157,7 +161,7 @@ class FaceCropAssignmentService:
                 if auto_commit:
                     catalog.lock_class(connection, class_id, self.context.lock_patience_s)
                 changed = identities.carry_over(connection, class_id, model)
-                table = _Table(connection, get_spec(model), embedding.version, class_id)
+                table = _Table(connection, model, embedding.version, class_id)
                 probes = identities.read_probes(connection, class_id, model, session_id=session_id, crop_id=crop_id)
                 compared = table.compare([probe.crop_id for probe in probes], self.k)
                 if failed is not None or not compared.bare:
@@ -181,7 +185,7 @@ class FaceCropAssignmentService:
                         refresh_attendance(connection, class_id, changed, model)
                     else:
                         connection.rollback()  # what was carried over
-                    return answers
+                    return answers, table.spec
                 connection.rollback()  # the second round begins anew
             # Not under the lock, for networks take their time; what has no vector afterwards cannot have one.
             failed = embedding.embed_missing(sorted(compared.bare))
@@ -209,7 +213,12 @@ class FaceCropAssignmentService:
 
     def _threshold(self, spec: ModelSpec) -> float:
         """The cosine similarity from which on a crop may vote."""
-        return 1 - distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold)
+        return 1 - self._distance(spec)
+
+    def _distance(self, spec: ModelSpec) -> float:
+        return distance_for(
+            self.similarity_threshold, self.similarity_scale, spec.verification_threshold, spec.similarity_slope
+        )
 
     def _write(
         self, table: "_Table", probes: Sequence[Probe], matches: Mapping[int, "_Match"], run_id: str | None
@@ -217,7 +226,7 @@ class FaceCropAssignmentService:
         decided = [p for p in probes if p.crop_id in matches and not p.taken_off]
         rows = [matches[p.crop_id].assignment(p.crop_id, table.spec) for p in decided]
         identities.write_assignments(table.connection, table.spec.name, rows, run_id)
-        catalog.delete_empty_provisional_students(table.connection, table.class_id)
+        catalog.delete_empty_provisional_students(table.connection, table.class_id, table.spec.name)
 
     def _answer(
         self, table: "_Table", probe: Probe, match: "_Match | None", failed: Mapping[int, str]
@@ -257,7 +266,7 @@ class FaceCropAssignmentService:
         votes = [neighbour for neighbour in match.nearest if neighbour.cosine_similarity >= threshold]
         return sum(vote.similarity for vote in votes if vote.student_id == decision.student) / len(votes)
 
-    def _summary(self, answers: Sequence[AssignmentAnswer], auto_commit: bool) -> dict[str, Any]:
+    def _summary(self, answers: Sequence[AssignmentAnswer], spec: ModelSpec, auto_commit: bool) -> dict[str, Any]:
         def count(status: AssignmentStatus) -> int:
             return sum(answer.status == status for answer in answers)
 
@@ -269,6 +278,7 @@ class FaceCropAssignmentService:
             "needs_review": count("needs_review"),
             "errors": count("error"),
             "parameters": self._parameters(auto_commit),
+            "cosine_threshold": cosine_in_use(self._distance(spec)),
             "results": list(answers),
         }
 
@@ -319,11 +329,11 @@ class _Compared(NamedTuple):
 
 
 class _Table:
-    """A class's vectors by one model, and its students' names."""
+    """A class's vectors by one model, its thresholds, and its students' names."""
 
-    def __init__(self, connection: Connection, spec: ModelSpec, version: str, class_id: int) -> None:
+    def __init__(self, connection: Connection, model: str, version: str, class_id: int) -> None:
         self.connection = connection
-        self.spec = spec
+        self.spec = class_spec(connection, model, class_id, version=version)
         self.version = version
         self.class_id = class_id
         self.names = catalog.student_names(connection, class_id)
@@ -373,7 +383,7 @@ class _Table:
         self, crop_ids: NDArray[np.int64], students: NDArray[np.int64], cosines: NDArray[np.float32]
     ) -> list[Neighbour]:
         """Identified crops with what people see of them."""
-        similarities = calibrated_similarity(1 - cosines, self.spec.verification_threshold)
+        similarities = calibrated_similarity(1 - cosines, self.spec.verification_threshold, self.spec.similarity_slope)
         return [
             Neighbour(
                 crop_id=crop_id,

@@ -83,7 +83,7 @@ def refresh_attendance(connection: Connection, class_id: int, session_ids: Colle
     """Derive the sessions' attendance from their assignments, in the transaction that has changed these."""
     if not session_ids:
         return
-    withdrawn = catalog.withdrawn_student_ids(connection, class_id)
+    withdrawn = catalog.withdrawn_student_ids(connection, class_id, model)
     for session_id in sorted(session_ids):
         if not catalog.session_by_id(connection, session_id).is_enrolment:
             attendance.register_session(connection, session_id, model, withdrawn)
@@ -116,26 +116,31 @@ class AttendanceService:
     def register(self, class_name: str) -> Register:
         """The class's register. Where nobody is enrolled or named yet, the provisional students are the class."""
         with self.database.connection() as connection:
-            class_id = catalog.find_class(connection, class_name)
-            sessions = catalog.session_dates(connection, class_id)
-            named = catalog.named_students(connection, class_id)
-            cells = [
-                cell
-                for cell in attendance.read_attendance(connection, class_id, self.model_name)
-                if cell.provisional or cell.student in named
-            ]
-        processed = {cell.session for cell in cells}
-        provisional = sorted({cell.student for cell in cells if cell.provisional})
-        students, unknown = (named, provisional) if named else (provisional, [])
-        statuses = {(name, session): "absent" for name in students for session in processed}
-        for cell in cells:
-            statuses[cell.student, cell.session] = "unknown" if cell.student in unknown else cell.status
-        return Register(
-            class_name=class_name,
-            model=self.model_name,
-            sessions=[name for name in sessions if name in processed],
-            dates=sessions,
-            students=students,
-            unknown=unknown,
-            cells=statuses,
-        )
+            return read_register(connection, class_name, self.model_name)
+
+
+def read_register(connection: Connection, class_name: str, model: str) -> Register:
+    """The class's register in one model's lineage."""
+    class_id = catalog.find_class(connection, class_name)
+    sessions = catalog.session_dates(connection, class_id)
+    named = catalog.named_students(connection, class_id, model)
+    cells = [
+        cell
+        for cell in attendance.read_attendance(connection, class_id, model)
+        if cell.provisional or cell.student in named
+    ]
+    processed = {cell.session for cell in cells}
+    provisional = sorted({cell.student for cell in cells if cell.provisional})
+    students, unknown = (named, provisional) if named else (provisional, [])
+    statuses = {(name, session): "absent" for name in students for session in processed}
+    for cell in cells:
+        statuses[cell.student, cell.session] = "unknown" if cell.student in unknown else cell.status
+    return Register(
+        class_name=class_name,
+        model=model,
+        sessions=[name for name in sessions if name in processed],
+        dates=sessions,
+        students=students,
+        unknown=unknown,
+        cells=statuses,
+    )

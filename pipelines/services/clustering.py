@@ -15,13 +15,14 @@ from pipelines.database import catalog, clusters, crops, identities, students
 from pipelines.database.clusters import ClusterCrop, Scope
 from pipelines.database.identities import Assignment, State
 from pipelines.faces.clustering import FREE, agglomerative_clusters
-from pipelines.faces.similarity import cosine_similarity_matrix, distance_for
-from pipelines.resources.embedding.registry import ModelSpec, get_spec
+from pipelines.faces.similarity import distance_for
+from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.services.answers import ClassClusteringAnswer, SessionClusteringAnswer, batch_status
 from pipelines.services.attendance import refresh_attendance
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.embedding import EmbeddingService
 from pipelines.services.parameters import ClassClusteringParameters, SimilarityScale, checked
+from pipelines.services.thresholds import class_spec, cosine_in_use
 
 _logger = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class FaceCropClusteringService:
     Raises ParameterError for a parameter out of its range, and at every call UnknownIdError for an id that is not
     there, WeightsError where the model's weights are missing, ClassBusyError after the context's patience.
 
-    max_clusters: clusters merge beyond the threshold until so many are left, or more: two faces of one photo, and two
-    confirmed students, stay apart.
+    max_clusters: clusters merge beyond the threshold until so many are left, at last even those that hold two faces of
+    one photo, of which one then needs a review. Confirmed students stay apart, so that there may be as many as of them.
 
     >>> service = FaceCropClusteringService("dlib", max_clusters=30)
     >>> service.cluster_session_crops(session_id=1).cluster_sizes
@@ -142,7 +143,6 @@ class FaceCropClusteringService:
         move: a crop leaves the student it was given automatically for its cluster's. Returns the answer's fields.
         """
         self.context.models.require(self.embedding_model)
-        spec = get_spec(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
 
         def read(connection: Connection, keep: bool) -> tuple[list[ClusterCrop], dict[int, ClusterCrop], set[int]]:
@@ -158,6 +158,7 @@ class FaceCropClusteringService:
             return everyone, {crop.id: crop for crop in taking_part}, carried
 
         with self.context.database.connection() as connection:
+            spec = class_spec(connection, self.embedding_model, scope.class_id, version=embedding.version)
             _, wanted, _ = read(connection, keep=False)
         if failed := embedding.embed_missing(list(wanted)):
             _logger.warning(
@@ -176,9 +177,10 @@ class FaceCropClusteringService:
             if _faces(sorted(embedded), wanted) != faces:
                 ids, vectors = crops.read_embeddings(connection, spec.name, embedding.version, wanted, spec.dimension)
                 labels, reached = self._labels(_faces(ids, wanted), vectors, spec)
+            evidence = _similarities_to_others(vectors, labels)
             groups: list[list[ClusterCrop]] = [[] for _ in range(max(labels, default=-1) + 1)]
-            for crop_id, label in zip(ids, labels, strict=True):
-                groups[label].append(wanted[crop_id])
+            for i in np.argsort(-evidence, kind="stable").tolist():
+                groups[labels[i]].append(wanted[ids[i]])
 
             # A name that a person gave is worth more than the number of crops that still wait for one.
             provisional = catalog.provisional_student_ids(connection, scope.class_id)
@@ -191,14 +193,19 @@ class FaceCropClusteringService:
                 owners[label] = new_student(connection)
             decided = decide_crops(everyone, groups, owners, move, merged) if assign_crops else {}
 
-            to_remember = students_to_remember(owners, owners_of(as_decided(groups, decided)))
+            # Without the identified crops, those in doubt are all that the same call clusters again: nobody new then.
+            left = [
+                [crop for crop in group if include_identified or crop.student_id is None] or group
+                for group in as_decided(groups, decided)
+            ]
+            to_remember = students_to_remember(owners, owners_of(left))
             labels_by_crop = dict(zip(ids, labels, strict=True))
             clusters.write_clusters(connection, scope, spec.name, labels_by_crop, to_remember)
             if assign_crops:
-                rows = _assignments(groups, decided, dict(zip(ids, vectors, strict=True)), spec)
+                rows = _assignments(groups, decided, dict(zip(ids, evidence.tolist(), strict=True)), spec)
                 identities.write_assignments(connection, spec.name, rows, run_id)
                 if move:
-                    catalog.delete_empty_provisional_students(connection, scope.class_id)
+                    catalog.delete_empty_provisional_students(connection, scope.class_id, spec.name)
                 changed = {wanted[row.crop_id].session_id for row in rows} | carried
                 refresh_attendance(connection, scope.class_id, changed, spec.name)
         errors = len(wanted) - len(ids)
@@ -209,6 +216,7 @@ class FaceCropClusteringService:
             "crops_assigned": sum(state == "assigned" for state, _ in decided.values()),
             "cluster_sizes": {str(label): len(group) for label, group in enumerate(groups)},
             "max_clusters_reached": reached,
+            "cosine_threshold": cosine_in_use(self._distance(spec)),
             "errors": errors,
         }
 
@@ -216,12 +224,18 @@ class FaceCropClusteringService:
         """The cluster of each face, and whether max_clusters has merged people or could not be met."""
         clustering = agglomerative_clusters(
             vectors,
-            distance_for(self.similarity_threshold, self.similarity_scale, spec.verification_threshold),
+            self._distance(spec),
             cannot_link=np.array([face.image_id for face in faces], np.int64),
             must_link=np.array([face.student_id for face in faces], np.int64),
             max_clusters=self.max_clusters,
         )
         return clustering.labels.tolist(), clustering.max_clusters_reached
+
+    def _distance(self, spec: ModelSpec) -> float:
+        """The mean cosine distance up to which clusters are one person."""
+        return distance_for(
+            self.similarity_threshold, self.similarity_scale, spec.verification_threshold, spec.similarity_slope
+        )
 
 
 def _faces(ids: Iterable[int], wanted: Mapping[int, ClusterCrop]) -> list[_Face]:
@@ -300,8 +314,9 @@ def decide_crops(
     """What becomes of the crops that do not stay as they are: crop id -> state and student.
 
     everyone: all crops of the photos, so that nobody is put into a photo that shows them already on another crop; such
-    a crop needs a review. move: crops that were given a student automatically follow their cluster too, but for those of
-    the `merged`, whom others were merged into: else clustering would undo what a person has said.
+    a crop needs a review. groups: a cluster's best crops first, for of two that a photo has in it the second needs a
+    review. move: crops that were given a student automatically follow their cluster too, but for those of the `merged`,
+    whom others were merged into: else clustering would undo what a person has said.
     """
     changing = [
         (crop, owner)
@@ -352,27 +367,32 @@ def _waits(crop: ClusterCrop, move: bool) -> bool:
     return crop.confirmed_student_id is None and not crop.unassigned and (move or crop.student_id is None)
 
 
+def _similarities_to_others(vectors: NDArray[np.float32], labels: Sequence[int]) -> NDArray[np.float64]:
+    """(n,) mean cosine similarity of each crop to the others of its cluster; 0 where it is alone."""
+    similarities = np.zeros(len(labels))
+    by_label = np.argsort(labels, kind="stable")
+    for rows in np.split(by_label, np.flatnonzero(np.diff(np.asarray(labels)[by_label])) + 1):
+        # A crop's products with all vectors of the cluster, at once and without a matrix of them, less its own.
+        of_group = vectors[rows].astype(np.float64)
+        own = np.einsum("ij,ij->i", of_group, of_group)
+        similarities[rows] = (of_group @ of_group.sum(axis=0) - own) / max(1, len(rows) - 1)
+    return np.clip(similarities, -1, 1)
+
+
 def _assignments(
     groups: Sequence[Sequence[ClusterCrop]],
     decided: Mapping[int, tuple[State, int]],
-    vectors: Mapping[int, NDArray[np.float32]],
+    evidence: Mapping[int, float],
     spec: ModelSpec,
 ) -> list[Assignment]:
-    """The rows of the decided crops, whose evidence is the mean similarity to the cluster's others, and of confirmed ones."""
+    """The rows of the confirmed and the decided crops, the latter with `evidence`: crop id -> similarity to its cluster."""
     rows: list[Assignment] = []
     for group in groups:
-        if any(crop.id in decided for crop in group):
-            of_group = np.stack([vectors[crop.id] for crop in group])
-            similarities = cosine_similarity_matrix(of_group, of_group)
-            np.fill_diagonal(similarities, 0)
-            sums = similarities.sum(axis=1, dtype=np.float64).tolist()
-        else:
-            sums = [0.0] * len(group)
-        for crop, of_others in zip(group, sums, strict=True):
+        for crop in group:
             if crop.confirmed_student_id is not None:
                 rows.append(Assignment(crop.id, "assigned", crop.confirmed_student_id, "person", 1.0, 1.0))
             elif crop.id in decided:
-                cosine = of_others / (len(group) - 1) if len(group) > 1 else None
+                cosine = evidence[crop.id] if len(group) > 1 else None
                 calibrated = None if cosine is None else spec.calibrated(cosine)
                 rows.append(Assignment(crop.id, *decided[crop.id], "cluster", cosine, calibrated))
     return rows

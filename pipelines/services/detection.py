@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection
 
-from pipelines.database import catalog, crops
+from pipelines.database import catalog, crops, embedding_tables
 from pipelines.database.catalog import Image
 from pipelines.errors import PhotoError
 from pipelines.faces.alignment import DLIB_150, five_point_chip
@@ -15,7 +15,6 @@ from pipelines.faces.metrics import match_boxes
 from pipelines.faces.quality import QualityGate, sharpness, yaw_degrees
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
-from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.resources.face_detector import FaceDetector
 from pipelines.resources.photo_reader import read_photo
 from pipelines.resources.photo_store import PhotoStore
@@ -108,7 +107,7 @@ class DetectionService:
                 if index in pairs:
                     crop_id = stored[pairs[index]].id
                     crops.update_crop(connection, crop_id, face, path, **quality)
-                    crops.delete_embeddings(connection, list(REGISTRY), crop_id)
+                    embedding_tables.delete_embeddings(connection, crop_id)
                 else:
                     crop_id = crops.insert_crop(connection, image.id, face, path, **quality)
             matched = set(pairs.values())

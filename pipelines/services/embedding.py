@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipelines.database import catalog, crops
+from pipelines.database import catalog, crops, identities
 from pipelines.database.crops import CropRow
-from pipelines.errors import PhotoError, UnknownIdError
+from pipelines.errors import AttendanseeError, PhotoError, UnknownIdError
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
 from pipelines.resources.embedding.model import EmbeddingError
@@ -53,10 +53,17 @@ class EmbeddingService:
         """Embed the session's crops, usable or not, that have no vector of the current version (all when forced).
 
         A crop that fails is reported and the others go on. Raises WeightsError before any work where the weights are
-        missing or wrong.
+        missing or wrong, AttendanseeError where nobody has looked for faces in one of the photos.
         """
         with self.context.database.connection() as connection:
             session = catalog.find_session(connection, key)
+            if any(
+                not i.refused_reason and i.searched_with is None for i in catalog.session_images(connection, session.id)
+            ):
+                # Else everybody would be absent whom its photos show.
+                raise AttendanseeError(
+                    f"The photos of {key} were not searched for faces yet: materialise its face_crops first."
+                )
             rows = crops.session_crops(connection, session.id)
         return self._embed_rows(rows, set() if force else self._embedded(rows))
 
@@ -66,6 +73,16 @@ class EmbeddingService:
             done = crops.crops_with_embedding(connection, self.model_name, self.version, list(crop_ids))
             rows = crops.crops_by_id(connection, [crop_id for crop_id in crop_ids if crop_id not in done])
         return self._embed_rows(rows, set()).errors
+
+    def embed_portraits(self, class_name: str) -> dict[int, str]:
+        """Give the class's portraits and other confirmed crops vectors, for all sessions are compared with them.
+
+        Returns the reason for each that cannot have one.
+        """
+        with self.context.database.connection() as connection:
+            class_id = catalog.find_class(connection, class_name)
+            bare = identities.portraits_without_embedding(connection, class_id, self.model_name, self.version)
+        return self.embed_missing(bare) if bare else {}
 
     def generate_crop_embedding(self, crop_id: int, force_regenerate: bool = False) -> EmbeddingAnswer:
         """Embed one stored crop; one that has a vector already is skipped unless forced.

@@ -63,8 +63,9 @@ class ClusteringParameters(_IdentityParameters):
         default=50,
         ge=1,
         le=200,
-        description="Bound on the number of clusters; where it bites, people are merged. Two faces of one photo and two "
-        "confirmed students stay apart, so that more clusters may be left.",
+        description="Bound on the number of clusters; where it bites, people are merged, at last even two faces of one "
+        "photo, of which one then needs a review. Only confirmed students stay apart: there may be as many clusters as "
+        "there are of them.",
     )
     similarity_threshold: float = Field(
         default=0.5, ge=0, le=1, description="Mean similarity from which on faces are one person."

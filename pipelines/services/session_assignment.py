@@ -10,14 +10,15 @@ import numpy as np
 from psycopg import Connection
 from pydantic import Field
 
-from pipelines.database import catalog, clusters, crops, decisions, identities, students
+from pipelines.database import catalog, clusters, crops, decisions, identities, lineages, students
 from pipelines.database.clusters import Scope
 from pipelines.database.identities import Assignment, GalleryCrop
 from pipelines.faces.assignment import assign_one_to_one, knn_votes
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
-from pipelines.resources.embedding.registry import ModelSpec, get_spec
+from pipelines.resources.embedding.registry import ModelSpec
+from pipelines.services.thresholds import class_spec
 
 
 class AssignmentConfig(dg.Config):
@@ -38,7 +39,10 @@ class AssignmentConfig(dg.Config):
 
 @dataclass(frozen=True)
 class AssignmentReport:
-    """What became of a session's crops."""
+    """What became of a session's crops, and the thresholds by which: distances are cosine distances.
+
+    verification_threshold: where the calibrated similarities of this run have 0.5. margin: the lead over the runner-up.
+    """
 
     crops: int
     assigned: int
@@ -47,6 +51,9 @@ class AssignmentReport:
     students_created: int
     gallery: int
     changed: int
+    distance_threshold: float
+    verification_threshold: float
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ class SessionAssignmentService:
         them; then the other crops of named students, then provisional students, then the session's clusters. One
         transaction under the class's lock: two sessions of a class processed at once never make the same person twice.
         """
-        spec = get_spec(self.model_name)
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             catalog.lock_class(connection, session.class_id)
+            spec = class_spec(connection, self.model_name, session.class_id, version=self.version)
             run = _SessionRun(connection, spec, self.version, config, session.id, session.class_id)
             if not session.is_enrolment:
                 run.match_gallery(lambda crop: crop.confirmed)
@@ -86,7 +93,8 @@ class SessionAssignmentService:
                 )
             changed = identities.write_assignments(connection, spec.name, run.decided.values(), run_id)
             changed += identities.forget_assignments(connection, spec.name, session.id, list(run.decided))
-            catalog.delete_empty_provisional_students(connection, session.class_id)
+            lineages.mark_assigned(connection, session.id, spec.name)
+            catalog.delete_empty_provisional_students(connection, session.class_id, spec.name)
         states = Counter(a.state for a in run.decided.values())
         return AssignmentReport(
             crops=len(run.decided),
@@ -96,6 +104,9 @@ class SessionAssignmentService:
             students_created=created,
             gallery=len(run.gallery),
             changed=changed,
+            distance_threshold=run.distance_threshold,
+            verification_threshold=spec.verification_threshold,
+            margin=run.margin,
         )
 
 
@@ -114,7 +125,7 @@ class _SessionRun:
         self.spec = spec
         self.k = config.k
         self.use_voting = config.use_voting
-        self.threshold = 1 - (config.distance_threshold or spec.assignment_distance)
+        self.distance_threshold = config.distance_threshold or spec.assignment_distance
         self.margin = spec.review_margin if config.margin is None else config.margin
 
         rows = {row.id: row for row in crops.session_crops(connection, session_id)}
@@ -174,7 +185,7 @@ class _SessionRun:
         photos = [self.photo[crop_id] for crop_id in probes]
         taken = {photo: self.students_in_photo(photo) for photo in set(photos)}
         voting: Literal["equal_ballots", "best"] = "equal_ballots" if self.use_voting else "best"
-        votes = knn_votes(similarity, gallery_students, self.k, self.threshold, voting)
+        votes = knn_votes(similarity, gallery_students, self.k, 1 - self.distance_threshold, voting)
         for crop_id, decision in zip(probes, assign_one_to_one(votes, photos, self.margin, taken), strict=True):
             self.decided[crop_id] = Assignment(
                 crop_id,

@@ -29,7 +29,9 @@ class ClusteringConfig(dg.Config):
         description="Cosine distance up to which faces are one person; unset: the model's own.",
     )
     max_clusters: int | None = Field(
-        default=None, ge=1, description="Bound on the number of clusters; it merges people when it bites."
+        default=None,
+        ge=1,
+        description="Bound on the number of clusters; it merges people when it bites, at last even faces of one photo.",
     )
 
 
@@ -54,7 +56,10 @@ class SessionClusteringService:
     version: str
 
     def cluster_session(self, key: SessionKey, config: ClusteringConfig) -> ClusteringReport:
-        """Cluster the session's usable, embedded crops; crops of one photo never share a cluster (agglomerative)."""
+        """Cluster the session's usable, embedded crops.
+
+        Crops of one photo share no cluster (agglomerative), unless max_clusters leaves no other way.
+        """
         spec = get_spec(self.model_name)
         threshold = config.distance_threshold or spec.clustering_distance
         with self.database.connection() as connection:

@@ -16,7 +16,6 @@ from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
 from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
 from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
-from pipelines.settings import get_settings
 
 SPEC = get_spec("dlib")
 
@@ -481,18 +480,12 @@ def test_vectors_of_an_older_version_are_not_compared(embedded_class, database):
     assert (answer.student_name, len(answer.k_nearest)) == ("ann", 2)
 
 
-def test_another_model_begins_with_the_identities_that_there_are(embedded_class, database, monkeypatch, tmp_path):
+def test_another_model_begins_with_the_identities_that_there_are(embedded_class, database, facenet):
     """Who somebody is does not depend on the model."""
     embedded_class.enrol("m", "ann", "bob")
     made = embedded_class.session("m__1", [["ann", "bob"]])
     class_id, _ = ids(database, "m__1")
     service().assign_class_crops(class_id)
-    monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
-    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
-    get_settings.cache_clear()
-    weights = get_settings().weights_folder / "facenet_weights.h5"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"made: no network is run here")
     before = stored(database)
     suggested = FaceCropAssignmentService("facenet").assign_class_crops(class_id, auto_commit=False)
     assert (suggested.total_crops, stored(database)) == (0, before)

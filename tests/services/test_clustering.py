@@ -25,7 +25,8 @@ from pipelines.services.clustering import (
 )
 from pipelines.services.context import default_context
 from pipelines.services.decisions import DecisionService
-from pipelines.settings import get_settings
+from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
+from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ def test_a_session_becomes_clusters_and_provisional_students(world, service, ide
         "crops_assigned": 5,
         "cluster_sizes": {"0": 3, "1": 1, "2": 1},
         "max_clusters_reached": False,
+        "cosine_threshold": pytest.approx(0.93),
         "errors": 0,
     }
     names = identities_of(made)
@@ -222,7 +224,7 @@ def test_a_photo_never_has_one_person_twice(world, service, identities_of):
     assert len(set(identities_of(made).values())) == 2
 
 
-@pytest.mark.parametrize(("bound", "clusters", "reached"), [(1, 2, True), (2, 2, True), (3, 3, True), (4, 4, False)])
+@pytest.mark.parametrize(("bound", "clusters", "reached"), [(1, 1, True), (2, 2, True), (3, 3, True), (4, 4, False)])
 def test_max_clusters_merges_people_and_says_so(world, bound, clusters, reached):
     session_id, _ = world.session("1", [["ann", "bob"], ["cem"], ["dan"]])
     for call in (
@@ -230,8 +232,101 @@ def test_max_clusters_merges_people_and_says_so(world, bound, clusters, reached)
         lambda service: service.cluster_class_crops(world.class_id, create_students=False),
     ):
         answer = call(FaceCropClusteringService("dlib", max_clusters=bound))
-        # Two faces of one photo stay apart under any bound.
         assert (answer.clusters_found, answer.max_clusters_reached) == (clusters, reached)
+
+
+@pytest.fixture(params=["session", "class", "class with identified"])
+def operation(request, world):
+    """A clustering operation on the world's one session, as answer = operation(session_id, max_clusters)."""
+
+    def run(session_id: int, max_clusters: int):
+        service = FaceCropClusteringService("dlib", max_clusters=max_clusters)
+        if request.param == "session":
+            return service.cluster_session_crops(session_id)
+        return service.cluster_class_crops(world.class_id, include_identified="with" in request.param)
+
+    return run
+
+
+def test_one_cluster_puts_a_photos_best_face_first_and_the_others_into_review(world, operation, identities_of):
+    session_id, made = world.session("1", [["bob", "ann", "cem"], ["ann"], ["ann"]])
+    answer = operation(session_id, 1)
+    assert (answer.clusters_found, answer.max_clusters_reached) == (1, True)
+    assert (answer.students_created, answer.crops_assigned) == (1, 3)
+    names = identities_of(made)
+    # ann's face is the one most like the others of the cluster, which are hers, though bob's has the lower id.
+    (student,) = {names[i, "ann"] for i in range(3)}
+    assert names[0, "bob"] is names[0, "cem"] is None
+    assert world.review(made[0, "bob"]) == world.review(made[0, "cem"]) == student
+    before = world.state()
+    for _ in range(2):
+        again = operation(session_id, 1)
+        assert (again.students_created, again.crops_assigned) == (0, 0)
+        # Those in doubt are nobody new the next time either; without the identified ones they are the only cluster.
+        assert [*world.state()[:2], *world.state()[3:]] == [*before[:2], *before[3:]]
+
+
+def test_the_assets_put_a_photos_other_faces_of_one_cluster_into_review_too(world, identities_of):
+    _, made = world.session("1", [["ann", "bob"], ["ann"]])
+    key = parse_session_key("m__1")
+    version = world.made.version
+    report = SessionClusteringService(world.database, "dlib", version).cluster_session(
+        key, ClusteringConfig(max_clusters=1)
+    )
+    assert (report.clusters, report.max_clusters_reached) == (1, True)
+    assigned = SessionAssignmentService(world.database, "dlib", version).assign_session(key, AssignmentConfig())
+    assert (assigned.assigned, assigned.needs_review, assigned.students_created) == (2, 1, 1)
+    names = identities_of(made)
+    assert names[0, "ann"] == names[1, "ann"] == world.review(made[0, "bob"])
+
+
+def test_the_assets_make_nobody_new_of_faces_in_doubt_however_often_they_run(world):
+    world.session("1", [["ann", "bob", "cem"]])
+    key, version = parse_session_key("m__1"), world.made.version
+    created = []
+    for _ in range(3):
+        SessionClusteringService(world.database, "dlib", version).cluster_session(key, ClusteringConfig(max_clusters=1))
+        report = SessionAssignmentService(world.database, "dlib", version).assign_session(key, AssignmentConfig())
+        created.append((report.students_created, report.assigned, report.needs_review))
+    assert created == [(1, 1, 2), (0, 1, 2), (0, 1, 2)]
+
+
+def test_a_bound_that_photos_and_people_can_meet_puts_no_two_faces_of_a_photo_together(world, operation, identities_of):
+    session_id, made = world.session("1", [["ann", "bob"], ["cem", "dan"]])
+    answer = operation(session_id, 2)
+    assert (answer.clusters_found, answer.max_clusters_reached, answer.crops_assigned) == (2, True, 4)
+    names = identities_of(made)
+    assert names[0, "ann"] != names[0, "bob"]
+    assert names[1, "cem"] != names[1, "dan"]
+
+
+@pytest.mark.parametrize("whole_class", [False, True])
+def test_confirmed_names_outlive_one_cluster(world, identities_of, whole_class):
+    session_id, made = world.session("1", [["ann", "bob", "cem"], ["cem"]])
+    world.say("confirm", made[0, "ann"], "Ann")
+    world.say("confirm", made[0, "bob"], "Bob")
+    service = FaceCropClusteringService("dlib", max_clusters=1)
+    if whole_class:
+        answer = service.cluster_class_crops(world.class_id, include_identified=True)
+    else:
+        answer = service.cluster_session_crops(session_id)
+    # As many clusters as confirmed students, and nobody twice in a photo.
+    assert (answer.clusters_found, answer.max_clusters_reached, answer.students_created) == (2, True, 0)
+    names = identities_of(made)
+    assert (names[0, "ann"], names[0, "bob"], names[0, "cem"]) == ("Ann", "Bob", None)
+    assert world.review(made[0, "cem"]) == names[1, "cem"]
+    assert names[1, "cem"] in {"Ann", "Bob"}
+
+
+def test_without_the_identified_crops_one_cluster_leaves_them_alone(world, identities_of):
+    _, made = world.session("1", [["ann", "bob", "cem"], ["bob"]])
+    world.say("confirm", made[0, "ann"], "Ann")
+    answer = FaceCropClusteringService("dlib", max_clusters=1).cluster_class_crops(world.class_id)
+    assert (answer.cluster_sizes, answer.max_clusters_reached, answer.crops_assigned) == ({"0": 3}, True, 2)
+    names = identities_of(made)
+    # What is confirmed takes no part, so it is this operation that writes nothing about it.
+    assert names == {(0, "ann"): None, (0, "bob"): names[1, "bob"], (0, "cem"): None, (1, "bob"): names[1, "bob"]}
+    assert world.review(made[0, "cem"]) == names[1, "bob"] == "Class_m_Cluster_1"
 
 
 @pytest.mark.parametrize(
@@ -591,6 +686,7 @@ def test_a_class_without_its_identified_crops_gives_the_rest_to_new_students(wor
         "crops_assigned": 4,
         "cluster_sizes": {"0": 2, "1": 1, "2": 1},
         "max_clusters_reached": False,
+        "cosine_threshold": pytest.approx(0.93),
         "errors": 0,
     }
     # ann's other crop has no student: it becomes somebody, though Ann looks the same.
@@ -755,30 +851,8 @@ def test_what_nobody_changes_meanwhile_is_clustered_once(world, service, meanwhi
     assert calls == [2]
 
 
-@pytest.fixture
-def facenet(monkeypatch, tmp_path, database, embedded_class):
-    """Another model than dlib, whose network never runs: the file only makes its vectors' version."""
-    monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
-    # Not ATTENDANSEE_HOME: loading DeepFace in an earlier test has set this one, which comes first.
-    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
-    get_settings.cache_clear()
-    weights = get_settings().weights_folder / "facenet_weights.h5"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"made")
-    service = FaceCropClusteringService("facenet")
-
-    def embed(made) -> None:
-        before, embedded_class.version = embedded_class.version, service.context.models.version("facenet")
-        embedded_class.embed_again("facenet", made)
-        embedded_class.version = before
-
-    yield service, embed
-    get_settings.cache_clear()
-
-
 @pytest.mark.parametrize("options", [{}, {"include_identified": True}, {"create_students": False}])
 def test_another_model_begins_with_the_students_that_the_class_has(world, service, identities_of, facenet, options):
-    other, embed = facenet
     session_id, first = world.session("1", [["ann", "bob"], ["ann"]])
     two, second = world.session("2", [["ann"]])
     service.cluster_session_crops(session_id)
@@ -786,8 +860,8 @@ def test_another_model_begins_with_the_students_that_the_class_has(world, servic
     service.cluster_class_crops(world.class_id, include_identified=True)
     names = world.names()
     for made in (first, second):
-        embed(made)
-    answer = other.cluster_class_crops(world.class_id, **options)
+        facenet(made)
+    answer = FaceCropClusteringService("facenet").cluster_class_crops(world.class_id, **options)
     assert (answer.students_created, world.names()) == (0, names)
     stored = identities_of(first, "facenet"), identities_of(second, "facenet")
     if options.get("create_students", True):

@@ -370,7 +370,7 @@ def test_a_provisional_student_that_others_were_merged_into_is_not_deleted(made_
     with database.connection() as connection:
         connection.execute("DELETE FROM assignments")
         connection.execute("DELETE FROM decisions")
-        assert catalog.delete_empty_provisional_students(connection, catalog.find_class(connection, "m")) == 1
+        assert catalog.delete_empty_provisional_students(connection, catalog.find_class(connection, "m"), "dlib") == 1
         assert connection.execute("SELECT id FROM students").fetchall() == [(b,)]
 
 

@@ -43,6 +43,7 @@ CLUSTERED = {
     "crops_assigned": int,
     "cluster_sizes": dict,
     "max_clusters_reached": bool,
+    "cosine_threshold": float,
     "errors": int,
 }
 BATCH = {
@@ -53,6 +54,7 @@ BATCH = {
     "needs_review": int,
     "errors": int,
     "parameters": dict,
+    "cosine_threshold": float,
     "results": list,
 }
 FIELDS = {

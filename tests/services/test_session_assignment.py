@@ -224,7 +224,7 @@ def test_a_student_whose_portraits_are_removed_keeps_their_past_and_one_never_se
         process(key)
     assert [identities_of(made)[0, "ann"] for made in sessions] == ["ann", "ann"]
     with database.connection() as connection:
-        assert catalog.named_students(connection, catalog.find_class(connection, "m")) == ["ann"]
+        assert catalog.named_students(connection, catalog.find_class(connection, "m"), "dlib") == ["ann"]
 
 
 def test_people_who_were_merged_come_apart_with_better_parameters(made_class, database, identities_of):

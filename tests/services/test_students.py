@@ -249,7 +249,7 @@ def test_a_roster_student_whose_portrait_is_removed_stays_in_the_class(made_clas
     read(HEAD + "Ada,Lovelace,1,\n")
     with database.connection() as connection:
         connection.execute("UPDATE images SET removed_at = now()")
-        assert catalog.named_students(connection, catalog.find_class(connection, "m")) == ["Ada Lovelace"]
+        assert catalog.named_students(connection, catalog.find_class(connection, "m"), "dlib") == ["Ada Lovelace"]
 
 
 def test_a_roster_names_a_class_that_a_folder_could_have_and_changes_nothing_else(service, read):
