@@ -25,8 +25,9 @@ demo: setup
 up: setup
 	@.venv/bin/attendansee up $(ARGS)
 
+# All of it on every core, four at most, for each process has servers and networks of its own.
 test: check
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(or $(ARGS),-n logical --maxprocesses 4 --dist worksteal)
 
 check: setup
 	.venv/bin/python -m ruff check
@@ -38,7 +39,7 @@ check: setup
 lock: setup
 	.venv/bin/python -m venv .venv/lock
 	.venv/lock/bin/python -m pip install --quiet uv
-	.venv/lock/bin/uv pip compile --quiet --native-tls --universal --python-version 3.10 --extra dev --extra demo \
+	.venv/lock/bin/uv pip compile --quiet --native-tls --universal --python-version 3.10 --extra dev --extra demo --extra scale-out \
 		--no-annotate --no-header --no-emit-index-url pyproject.toml --output-file constraints.txt
 
 clean:
