@@ -11,9 +11,14 @@ from typing import Any
 
 import click
 
+from pipelines.commands.backfill import backfill
+from pipelines.commands.calibration import calibrate
 from pipelines.commands.common import plain_errors
+from pipelines.commands.model_switch import MODEL_SWITCH_COMMANDS
+from pipelines.commands.models import models
 from pipelines.commands.operations import OPERATION_COMMANDS
 from pipelines.commands.students import students
+from pipelines.commands.worker import worker
 from pipelines.errors import AttendanseeError
 from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.settings import Settings, get_settings
@@ -92,8 +97,9 @@ def run_photos(
         session_name,
     )
     models = {item.key.class_name: item.model for item in work}
+    embedding_models = EmbeddingModels.from_settings(settings)
     for name in sorted(set(models.values())):
-        EmbeddingModels.from_settings(settings).require(name)
+        embedding_models.require(name)
     failed = skipped = 0
     columns = (
         SpinnerColumn(),
@@ -110,6 +116,7 @@ def run_photos(
             instance=instance,
             database=database,
             store=store,
+            models=embedding_models,
             force=force,
             on_start=lambda name: progress.update(task, description=name),
         ):
@@ -218,66 +225,6 @@ def evaluate(class_name: str, labels: Path, truth: Path | None, style: str, mode
         click.echo(f"{name:<22} {value if value is None or isinstance(value, int) else f'{value:.4f}'}")
 
 
-@main.group(invoke_without_command=True)
-@click.pass_context
-def models(context: click.Context) -> None:
-    """List the embedding models, or fetch and add their weights."""
-    if context.invoked_subcommand is None:
-        _list_models()
-
-
-@plain_errors
-def _list_models() -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    from pipelines.resources.embedding.weights import weights_status
-
-    table = Table("model", "dimension", "weights", "sha256", Column("file and licence", overflow="fold"))
-    settings = get_settings()
-    for spec in REGISTRY.values():
-        status = weights_status(spec, settings)
-        table.add_row(
-            spec.name,
-            str(spec.dimension),
-            "missing" if status.state == "missing" else "present",
-            {"verified": "verified", "mismatch": "NOT the published one", "missing": "-"}[status.state],
-            f"{status.path}\n{spec.licence}",
-            end_section=True,
-        )
-    Console().print(table)
-
-
-@models.command()
-@click.argument("name", type=MODEL)
-@plain_errors
-def fetch(name: str) -> None:
-    """Let DeepFace download the weights of model NAME, and verify them."""
-    from pipelines.resources.embedding.weights import fetch_weights
-
-    _say_ready(name, fetch_weights(name, get_settings()))
-
-
-@models.command()
-@click.argument("name", type=MODEL)
-@click.argument("file", type=click.Path(path_type=Path))
-@plain_errors
-def add(name: str, file: Path) -> None:
-    """Verify FILE as the weights of model NAME and put it in its place (for machines without internet)."""
-    from pipelines.resources.embedding.weights import add_weights
-
-    _say_ready(name, add_weights(name, file, get_settings()))
-
-
-def _say_ready(name: str, weights: Any) -> None:
-    """Convert the weights for ONNX Runtime where they need it, so that the first run does not, and say where they are."""
-    from pipelines.resources.embedding.engines import convert_to_onnx
-
-    if REGISTRY[name].onnx_file is not None and get_settings().engine != "tensorflow":
-        convert_to_onnx(name, get_settings())
-    click.echo(f"{name}: {weights.path}")
-
-
 @main.command()
 @plain_errors
 def migrate() -> None:
@@ -318,6 +265,7 @@ def api(host: str, port: int) -> None:
 def erase(yes: bool) -> None:
     """Delete everything that was made from photos; the photos themselves and a server in DATABASE_URL stay."""
     from pipelines.database import embedded
+    from pipelines.resources.embedding.definition import remove_all_definitions
 
     home = get_settings().home.resolve()
     if not yes:
@@ -328,6 +276,7 @@ def erase(yes: bool) -> None:
     for name in ("crops", "dagster", "deepface", "demo"):
         if (home / name).is_dir():
             shutil.rmtree(home / name)
+    remove_all_definitions(home)
     if home.is_dir() and not any(home.iterdir()):
         home.rmdir()
     click.echo(f"What was made from photos in {home} is gone.")
@@ -349,6 +298,10 @@ def demo() -> None:
     sys.exit(0 if succeeded else 1)
 
 
-for command in OPERATION_COMMANDS:
+for command in (*OPERATION_COMMANDS, *MODEL_SWITCH_COMMANDS):
     main.add_command(command)
 main.add_command(students)
+main.add_command(models)
+main.add_command(backfill)
+main.add_command(calibrate)
+main.add_command(worker)

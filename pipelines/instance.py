@@ -3,32 +3,41 @@
 import json
 import os
 import socket
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import dagster as dg
+import yaml
 
 from pipelines.errors import AttendanseeError
-from pipelines.settings import Settings
+from pipelines.partitions import CLASS_TAG, class_of, sessions
+from pipelines.settings import PROJECT_ROOT, Settings
 
 DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
+# Laid over the other one, block by block, where a broker is set.
+SCALE_OUT_YAML = PROJECT_ROOT / "deploy" / "scale_out" / "dagster.yaml"
 
 # Runs executed by a process of ours rather than by a code server carry its place, `<host>:<process id>`.
 PROCESS_TAG = "attendansee/process"
 # Dagster's own tag: where the code server that executes a run listens.
 _CODE_SERVER_TAG = ".dagster/grpc_info"
+# dagster-celery's, of the runs that it hands to a worker; stated here, for the package is optional.
+_CELERY_TAG = "dagster-celery/task_id"
 _UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
     """Make the instance's home folder with an up-to-date dagster.yaml, and name it to Dagster; returns the folder.
 
-    Sets DAGSTER_HOME for this process and its children. Raises AttendanseeError where the folder cannot be written.
+    Sets DAGSTER_HOME for this process and its children. Raises AttendanseeError where the folder cannot be written, or a
+    broker is set and the packages of the scale-out profile are missing.
     """
     home = settings.dagster_home.resolve()
+    content = _configuration(settings)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = home / "dagster.yaml"
-        content = DAGSTER_YAML.read_bytes()
         if not config.is_file() or config.read_bytes() != content:
             # In one step, for another process may be reading it.
             part = config.with_name(f".dagster.yaml.{os.getpid()}")
@@ -40,7 +49,24 @@ def prepare_dagster_home(settings: Settings) -> Path:
         ) from error
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    # The records of a range of partitions go to the event log together; one by one they took a third of a run's time.
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "100")
     return home
+
+
+def _configuration(settings: Settings) -> bytes:
+    """The content of dagster.yaml: for one machine as it is, for the scale-out profile with its blocks in place."""
+    content = DAGSTER_YAML.read_bytes()
+    if settings.broker_url is None:
+        return content
+    if find_spec("dagster_celery") is None or find_spec("redis") is None:
+        raise AttendanseeError(
+            "ATTENDANSEE_BROKER_URL is set, and the packages of the scale-out profile are missing: "
+            "run `make setup` (or install attendansee-pipelines[scale-out]), or unset it."
+        )
+    if not SCALE_OUT_YAML.is_file():
+        raise AttendanseeError(f"The file {SCALE_OUT_YAML} is missing: run from a clone of the repository.")
+    return yaml.safe_dump(yaml.safe_load(content) | yaml.safe_load(SCALE_OUT_YAML.read_bytes())).encode()
 
 
 def process_tag() -> dict[str, str]:
@@ -60,7 +86,27 @@ def fail_lost_runs(instance: dg.DagsterInstance) -> int:
     return len(lost)
 
 
+def classes_of_run(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> set[str]:
+    """Names of the classes that a run works on, by its tags."""
+    return {tags.get(CLASS_TAG, "")} | {class_of(key) for key in _partition_keys(instance, tags)}
+
+
+def _partition_keys(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> Iterator[str]:
+    if key := tags.get("dagster/partition"):
+        yield key
+    start, end = tags.get("dagster/asset_partition_range_start"), tags.get("dagster/asset_partition_range_end")
+    if start and end:
+        known = sessions.get_partition_keys(dynamic_partitions_store=instance)
+        if start in known and end in known:
+            yield from known[known.index(start) : known.index(end) + 1]
+        else:
+            yield from (start, end)  # of classes
+
+
 def _is_lost(run: dg.DagsterRun) -> bool:
+    if _CELERY_TAG in run.tags:
+        # A worker's: run monitoring looks after it. The other tags came along from a run that this one retries.
+        return False
     if code_server := run.tags.get(_CODE_SERVER_TAG):
         return not _listens(json.loads(code_server))
     host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")

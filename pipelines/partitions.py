@@ -68,3 +68,11 @@ def parse_session_key(key: str) -> SessionKey:
     if not separator:
         raise BadNameError(f"The session key {key!r} cannot be used: it must read <class>{SEPARATOR}<session>.")
     return session_key(class_name, session_name)
+
+
+def class_of(partition_key: str) -> str:
+    """The class that a partition is about: that of a session's key, or the key itself, which is a class's then."""
+    try:
+        return parse_session_key(partition_key).class_name
+    except BadNameError:
+        return partition_key

@@ -1,18 +1,20 @@
 """Process a photo root through Dagster's instance, in this process: what the sensor does, while somebody waits."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from pipelines.database import catalog
+from pipelines.database import catalog, lineages
 from pipelines.errors import AttendanseeError
 from pipelines.instance import process_tag
 from pipelines.partitions import CLASS_TAG, ENROL, SessionKey, classes, sessions
 from pipelines.resources.database import Database
+from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.resources.photo_store import Listing, PhotoStore, fingerprint
 from pipelines.sensors.scan import by_session
+from pipelines.services.coverage import read_coverage
 
 FINGERPRINT_TAG = "attendansee/fingerprint"
 
@@ -28,7 +30,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """One session to process, with the fingerprint of its photos and its class's portraits."""
+    """One session to process, with the fingerprint of its photos and its class's portraits.
+
+    The model is no part of it: a class that has switched its model was processed by the new one before.
+    """
 
     key: SessionKey
     model: str
@@ -66,11 +71,10 @@ def plan(
         # New portraits make a class's sessions new too: they give names to faces.
         Work(
             key,
-            model,
-            f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{model}:{configuration}",
+            model_of(key.class_name),
+            f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{configuration}",
         )
         for key in wanted
-        for model in [model_of(key.class_name)]
     ]
 
 
@@ -80,6 +84,7 @@ def process(
     instance: dg.DagsterInstance,
     database: Database,
     store: PhotoStore,
+    models: EmbeddingModels,
     force: bool = False,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Outcome]:
@@ -93,13 +98,23 @@ def process(
     instance.add_dynamic_partitions(sessions.name or "", keys)
     instance.add_dynamic_partitions(classes.name or "", list({item.key.class_name for item in work}))
     changed: dict[str, str] = {}
+    # The sessions that lineages cover, by class, until one is processed: its portraits may make all others lack.
+    covered: dict[str, Collection[SessionKey]] = {}
+
+    def covers(item: Work) -> bool:
+        class_name = item.key.class_name
+        if class_name not in covered:
+            covered[class_name] = _covered_sessions(database, class_name, item.model, models.version(item.model))
+        return item.key in covered[class_name]
+
     for item in work:
         name, job = str(item.key), defs.resolve_job_def(f"process_session_{item.model}")
         on_start(name)
-        if not force and _is_done(instance, job.name, item):
+        if not force and _is_done(instance, database, item, covers):
             yield Outcome(name, skipped=True)
             continue
         changed[item.key.class_name] = item.model
+        covered.pop(item.key.class_name, None)
         yield _execute(
             job,
             name,
@@ -116,17 +131,42 @@ def process(
             yield _execute(register, class_name, instance, tags={CLASS_TAG: class_name}, resources={})
 
 
-def _is_done(instance: dg.DagsterInstance, job_name: str, item: Work) -> bool:
-    """Whether the session's latest successful run saw the photos as they are now."""
-    records = instance.get_run_records(
+def _is_done(instance: dg.DagsterInstance, database: Database, item: Work, covers: Callable[[Work], bool]) -> bool:
+    """Whether the session's latest successful run saw the photos as they are now, and the model has processed them.
+
+    Where that run was another model's, before the class switched, or the model's lineage has been deleted since, what the
+    lineage `covers` tells.
+    """
+    with database.connection() as connection:
+        processed_by = lineages.models_of_class(connection, item.key.class_name)
+    names = {item.model, *processed_by}
+    records = [record for name in names for record in _latest_run(instance, f"process_session_{name}", item.key)]
+    latest = max(records, key=lambda record: record.storage_id, default=None)
+    if latest is None or latest.dagster_run.tags.get(FINGERPRINT_TAG) != item.fingerprint:
+        return False
+    is_own = item.model in processed_by and latest.dagster_run.job_name == f"process_session_{item.model}"
+    return is_own or covers(item)
+
+
+def _covered_sessions(database: Database, class_name: str, model: str, version: str) -> set[SessionKey]:
+    with database.connection() as connection:
+        keys = {key for key in catalog.session_keys(connection) if key.class_name == class_name}
+        if not keys:
+            return set()
+        lacking = read_coverage(connection, catalog.find_class(connection, class_name), model, version).lacking
+    return {key for key in keys if key.session_name not in lacking}
+
+
+def _latest_run(instance: dg.DagsterInstance, job_name: str, key: SessionKey) -> Sequence[dg.RunRecord]:
+    """The session's latest successful run of a job, if there is one."""
+    return instance.get_run_records(
         dg.RunsFilter(
             job_name=job_name,
-            tags={"dagster/partition": str(item.key)},
+            tags={"dagster/partition": str(key)},
             statuses=[dg.DagsterRunStatus.SUCCESS],
         ),
         limit=1,
     )
-    return bool(records) and records[0].dagster_run.tags.get(FINGERPRINT_TAG) == item.fingerprint
 
 
 def _execute(
@@ -146,7 +186,7 @@ def _execute(
     if any(_was_interrupted(event) for event in result.all_events):
         # Dagster takes Ctrl-C for the failure of one step, and the next session would start.
         raise KeyboardInterrupt
-    return Outcome(partition_key, reason="" if result.success else why_it_failed(result))
+    return Outcome(partition_key, reason="" if result.success else why_it_failed(result.run_id, result.all_events))
 
 
 def _was_interrupted(event: dg.DagsterEvent) -> bool:
@@ -162,9 +202,12 @@ def _was_interrupted(event: dg.DagsterEvent) -> bool:
     return error is not None
 
 
-def why_it_failed(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence that the first failed step ended with, else its innermost error, else the failed check's findings."""
-    for event in result.all_events:
+def why_it_failed(run_id: str, events: Sequence[dg.DagsterEvent]) -> str:
+    """The sentence that the first failed step ended with, else its innermost error, else the failed check's findings.
+
+    events: of the run, at least its step failures and check evaluations.
+    """
+    for event in events:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data is not None and failure.user_failure_data.description:
@@ -172,9 +215,11 @@ def why_it_failed(result: dg.ExecuteInProcessResult) -> str:
             error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
-            if error is not None:
+            if error is not None and error.cls_name != "DagsterAssetCheckFailedError":
                 return f"{event.step_key}: {error.message.strip().splitlines()[0]}"
-    for evaluation in result.get_asset_check_evaluations():
-        if not evaluation.passed:
-            return f"{evaluation.check_name}: {evaluation.description}"
-    return f"run {result.run_id} failed: open it in the Dagster UI"
+    for event in events:
+        if event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            if not evaluation.passed and evaluation.severity is dg.AssetCheckSeverity.ERROR:
+                return f"{evaluation.check_name}: {evaluation.description}"
+    return f"run {run_id} failed: open it in the Dagster UI"

@@ -32,9 +32,10 @@ class Settings(BaseSettings):
     )
     photos: str | None = Field(default=None, description="Photo root that the sensor watches: a path or fsspec URL.")
     model: str = Field(default="dlib", description="Embedding model of classes that have not chosen one.")
-    engine: Literal["auto", "onnx", "tensorflow"] = Field(
+    engine: Literal["auto", "onnx", "onnx-int8", "tensorflow"] = Field(
         default="auto",
-        description="What runs the embedding networks; auto is onnx, made from the weights at first use.",
+        description="What runs the embedding networks; auto is onnx, made from the weights at first use. onnx-int8 is "
+        "faster and gives other vectors: evaluate it first.",
     )
     deepface_home: Path | None = Field(
         default=None,
@@ -65,6 +66,13 @@ class Settings(BaseSettings):
     settle_seconds: float = Field(default=5, ge=0, description="A photo younger than this is still being written.")
     api_token: SecretStr | None = Field(
         default=None, description="Bearer token of the HTTP API; unset serves this machine alone, without one."
+    )
+    broker_url: SecretStr | None = Field(
+        default=None,
+        description="Redis of the scale-out profile, redis://HOST:6379/0; unset executes every run on this machine.",
+    )
+    sessions_per_run: int = Field(
+        default=25, ge=1, description="Sessions that one run of a backfill takes; fewer spread it over more workers."
     )
     dagster_url: str = Field(
         default="http://127.0.0.1:3000", description="Dagster's webserver, which launches what the HTTP API asks for."

@@ -9,19 +9,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pipelines.errors import AttendanseeError
 from pipelines.settings import PROJECT_ROOT, Settings, get_settings
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 STARTING_SECONDS = 300
 # How long the webserver, the daemon, their code servers and runs may take to end before they are killed.
 STOPPING_SECONDS = 30
 KILLING_SECONDS = 5
+# A daemon gives a sign of life each 30 s, or after it has looked at the backfills if that takes longer.
+LONGEST_SILENCE_SECONDS = 60
 
 
 class UpError(AttendanseeError):
@@ -58,10 +64,12 @@ def run_up(
     home = prepare_dagster_home(settings)
     environment = _environment(settings, watch)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    with _lock(home, url), _stop_signals() as received:
+    holder = f"`attendansee up` runs already: open {url} or stop process {os.getpid()} first."
+    with _lock(home, holder), _stop_signals() as received:
         _check_port(host, port)
         if settings.database_url:
             check_server(database_url(settings))
+        _check_broker(settings)
         # Opened first, for several processes at once made Dagster's tables in a fresh database and collided; kept open,
         # so that the embedded server ends after the children.
         with dg.DagsterInstance.get() as instance:
@@ -71,7 +79,7 @@ def run_up(
             try:
                 for name, module in (
                     ("webserver", ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)]),
-                    ("daemon", ["dagster._daemon", "run", "-w", str(workspace)]),
+                    ("daemon", _daemon_module(workspace)),
                 ):
                     children.append(_start(name, module, environment, home))
                     _entrust(guard, children[-1])
@@ -86,6 +94,88 @@ def run_up(
                 _stop([child.process.pid for child in children])
                 guard.kill()
                 guard.wait()
+            # Whoever looks for a daemon need not wait for a sign of life.
+            instance.wipe_daemon_heartbeats()
+
+
+@contextmanager
+def daemon_at_work(
+    settings: Settings, instance: "dg.DagsterInstance", workspace: Path = PROJECT_ROOT / "workspace.yaml"
+) -> Iterator[Callable[[], bool]]:
+    """Have Dagster's daemon at work: the one there is, wherever it runs, or else one of our own while the block lasts.
+
+    Yields a function that says whether it is our own, and raises UpError once there is no daemon any more. Raises UpError
+    where `attendansee up` is just starting, and what `run_up` raises.
+    """
+    from pipelines.instance import prepare_dagster_home
+
+    home = prepare_dagster_home(settings)
+    if _is_held(home) or _is_beating(instance):
+
+        def others() -> bool:
+            if not _is_held(home) and _silent_for(instance) > LONGEST_SILENCE_SECONDS:
+                raise UpError("Dagster's daemon has stopped: start `attendansee up`, or run the same command again.")
+            return False
+
+        yield others
+        return
+    environment = _environment(settings, None)
+    holder = f"A command is executing a backfill: wait until it has ended, or stop process {os.getpid()} first."
+    with _lock(home, holder):
+        _check_broker(settings)
+        guard = _start_guard(environment)
+        child = None
+        try:
+            child = _start("daemon", _daemon_module(workspace), environment, home)
+            _entrust(guard, child)
+
+            def ours() -> bool:
+                _check_alive([child])
+                return True
+
+            yield ours
+        finally:
+            _stop([child.process.pid] if child else [])
+            guard.kill()
+            guard.wait()
+            instance.wipe_daemon_heartbeats()
+
+
+def _daemon_module(workspace: Path) -> list[str]:
+    return ["pipelines.dagster_daemon", "run", "-w", str(workspace)]
+
+
+def _is_held(home: Path) -> bool:
+    """Whether somebody on this machine holds the instance's lock, and so has a daemon at work."""
+    with (home / "up.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _is_beating(instance: "dg.DagsterInstance") -> bool:
+    """Whether a daemon of another machine, or one that Dagster's own command has started, gives signs of life.
+
+    One that was killed a moment ago left a fresh sign too: there it takes a while to see whether another follows.
+    """
+    silent_for = _silent_for(instance)
+    if silent_for < LONGEST_SILENCE_SECONDS:
+        print("There was a daemon at work a moment ago: waiting for a sign of life of it.", flush=True)
+    while silent_for < LONGEST_SILENCE_SECONDS:
+        time.sleep(1)
+        now = _silent_for(instance)
+        if now < silent_for:
+            return True
+        silent_for = now
+    return False
+
+
+def _silent_for(instance: "dg.DagsterInstance") -> float:
+    """Seconds since the last heartbeat of a daemon that takes backfills; infinity where there was none."""
+    heartbeat = instance.get_daemon_heartbeats().get("BACKFILL")
+    return float("inf") if heartbeat is None else time.time() - heartbeat.timestamp
 
 
 def stand_guard() -> None:
@@ -116,16 +206,19 @@ def _environment(settings: Settings, watch: str | None) -> dict[str, str]:
 
 
 @contextmanager
-def _lock(home: Path, url: str) -> Iterator[None]:
-    """Hold the instance's lock: two daemons on one instance start runs beyond the limits."""
+def _lock(home: Path, holder: str) -> Iterator[None]:
+    """Hold the instance's lock: two daemons on one instance start runs beyond the limits.
+
+    holder: the sentence for whoever wants it meanwhile.
+    """
     with (home / "up.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UpError(f"`attendansee up` runs already: {file.read() or 'it is starting'}.") from None
+            raise UpError(file.read() or "`attendansee up` runs already: it is starting.") from None
         file.truncate(0)
-        file.write(f"open {url} or stop process {os.getpid()} first")
+        file.write(holder)
         file.flush()
         yield
 
@@ -144,6 +237,14 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _check_broker(settings: Settings) -> None:
+    """Say so where the broker of the scale-out profile is set and cannot be reached."""
+    if settings.broker_url:
+        from pipelines.run_launcher import check_broker
+
+        check_broker(settings)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from pipelines.database import catalog, crops, embedded
+from pipelines.database import catalog, crops, decisions, embedded
 from pipelines.database.migrate import migrate
 from pipelines.database.server import database_url
 from pipelines.demo_photos import CLASS_NAME, make_demo_photos
@@ -22,6 +22,9 @@ from pipelines.resources import database as database_resource
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import get_spec
 from pipelines.resources.embedding_models import EmbeddingModels
+from pipelines.services.attendance import AttendanceService
+from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
+from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 from pipelines.settings import PROJECT_ROOT, Settings, get_settings
 
 SHARED_FACES = PROJECT_ROOT.parent / "shared" / "data" / "faces"
@@ -86,6 +89,7 @@ class MadeClass:
     model: str = "dlib"
     version: str = "v"
     people: dict[str, np.ndarray] = field(default_factory=dict)
+    everyone: dict[tuple[int, str], int] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def vector(self, person: str, distance: float = 0.015) -> np.ndarray:
@@ -116,6 +120,7 @@ class MadeClass:
                         crops.set_unusable_reasons(connection, crop_id, ["blurred"])
                     made[number, person] = crop_id
             self._embed(connection, made, distance)
+        self._remember(made)
         return made
 
     def enrol(self, class_name: str, *names: str) -> dict[str, int]:
@@ -132,7 +137,20 @@ class MadeClass:
                 made[0, name] = self._crop(connection, image_id, 0)
             crops.confirm_portraits(connection, session.id, session.class_id)
             self._embed(connection, made, 0.015)
+        self._remember(made)
         return students
+
+    def _remember(self, made: dict[tuple[int, str], int]) -> None:
+        self.everyone |= {(crop_id, person): crop_id for (_, person), crop_id in made.items()}
+
+    def confirm(self, class_name: str, made: dict[tuple[int, str], int]) -> None:
+        """Say of each crop whom it shows, without what a service does besides."""
+        with self.database.connection() as connection:
+            class_id = catalog.find_class(connection, class_name)
+            for (_, person), crop_id in made.items():
+                student_id = catalog.ensure_named_student(connection, class_id, person)
+                about = {"class_id": class_id, "crop_id": crop_id, "student_id": student_id}
+                decisions.append_decision(connection, "confirm", decided_by="a teacher", run_id=None, **about)
 
     def embed_again(self, model: str, made: dict[tuple[int, str], int], distance: float = 0.015) -> None:
         """Give the crops vectors of another model too."""
@@ -176,6 +194,54 @@ def made_class(database: Database) -> MadeClass:
 def embedded_class(database: Database) -> MadeClass:
     """A maker of sessions whose vectors have the version that the real model's have, so that operations find them."""
     return MadeClass(database, version=EmbeddingModels.from_settings(get_settings()).version("dlib"))
+
+
+@pytest.fixture
+def confirmed_class(embedded_class: MadeClass) -> MadeClass:
+    """The class "m": ten people with a portrait each, and 29 photos in which everybody is confirmed; 300 crops."""
+    people = ["ann", "bob", "cem", "dan", "eve", "fay", "gus", "hal", "ivy", "jan"]
+    embedded_class.enrol("m", *people)
+    embedded_class.confirm("m", embedded_class.session("m__confirmed", [people] * 29))
+    return embedded_class
+
+
+@pytest.fixture
+def facenet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, embedded_class: MadeClass) -> Callable[..., None]:
+    """Lets facenet be used beside dlib, and gives crops made vectors of it.
+
+    Its network never runs: the weights file only makes its vectors' version.
+    """
+    monkeypatch.setenv("ATTENDANSEE_ALLOW_UNVERIFIED_WEIGHTS", "1")
+    # Not ATTENDANSEE_HOME: loading DeepFace in an earlier test has set this one, which comes first.
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
+    get_settings.cache_clear()
+    weights = get_settings().weights_folder / get_spec("facenet").weights_file
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"made: no network is run here")
+
+    def embed(made: dict[tuple[int, str], int], distance: float = 0.015) -> None:
+        before = embedded_class.version
+        embedded_class.version = EmbeddingModels.from_settings(get_settings()).version("facenet")
+        embedded_class.embed_again("facenet", made, distance)
+        embedded_class.version = before
+
+    return embed  # `database` undoes the variables
+
+
+@pytest.fixture
+def process_class(database: Database) -> Callable[..., None]:
+    """Lets a model's lineage go from vectors to attendance for all sessions of a class, as the assets do."""
+
+    def run(model: str, class_name: str = "m") -> None:
+        version = EmbeddingModels.from_settings(get_settings()).version(model)
+        with database.connection() as connection:
+            keys = [key for key in catalog.session_keys(connection) if key.class_name == class_name]
+        for key in sorted(keys, key=lambda key: (not key.is_enrolment, key)):
+            SessionClusteringService(database, model, version).cluster_session(key, ClusteringConfig())
+            SessionAssignmentService(database, model, version).assign_session(key, AssignmentConfig())
+            AttendanceService(database, model).register_session(key)
+
+    return run
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_models_lists_each_model_with_what_is_known_of_its_weights():
 
 
 def test_migrate_says_the_revision(database):
-    assert "revision 0002" in attendansee("migrate").stdout
+    assert "revision 0004" in attendansee("migrate").stdout
 
 
 def test_the_readme_states_every_setting_with_its_default():

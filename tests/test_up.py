@@ -14,10 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dagster._daemon.types import DaemonHeartbeat
 
 from pipelines.database import embedded
 from pipelines.settings import Settings
-from pipelines.up import UpError, run_up
+from pipelines.up import UpError, _is_beating, run_up
 
 HOME = "a home"  # with a space
 
@@ -82,7 +83,9 @@ class Up:
 
     def daemon(self) -> psutil.Process:
         return next(
-            child for child in psutil.Process(self.process.pid).children() if "dagster._daemon" in child.cmdline()
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "pipelines.dagster_daemon" in child.cmdline()
         )
 
     def ask(self, query: str) -> dict:
@@ -217,6 +220,25 @@ def test_only_one_up_holds_an_instance(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UpError, match="runs already"):
             run_up(Settings(home=tmp_path), port=free_port())
+
+
+@pytest.mark.parametrize(
+    ("signs", "is_there"),
+    [([], False), ([3600], False), ([10, 11, 12, 1], True), ([10, 30, 59, 60], False)],
+    ids=["none", "an old one", "one that is renewed", "the last one of a killed daemon"],
+)
+def test_a_daemon_is_there_while_it_gives_signs_of_life(monkeypatch, signs, is_there):
+    """signs: seconds since the last heartbeat, each time somebody looks."""
+    left = iter(signs)
+
+    class Instance:
+        def get_daemon_heartbeats(self):
+            if not signs:
+                return {}
+            return {"BACKFILL": DaemonHeartbeat(time.time() - next(left), "BACKFILL", None, [])}
+
+    monkeypatch.setattr("pipelines.up.time.sleep", lambda _: None)
+    assert _is_beating(Instance()) is is_there
 
 
 def test_a_watched_folder_that_is_not_there_is_named(tmp_path):

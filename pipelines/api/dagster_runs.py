@@ -1,6 +1,6 @@
 """Dagster as the API sees it: which classes its runs are processing, and launching a job in its webserver."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from pipelines.errors import AttendanseeError, ClassBusyError
-from pipelines.instance import fail_lost_runs
-from pipelines.partitions import CLASS_TAG, BadNameError, parse_session_key, sessions
+from pipelines.instance import classes_of_run, fail_lost_runs
+from pipelines.partitions import CLASS_TAG
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class DagsterRuns:
         try:
             fail_lost_runs(instance)
             runs = instance.get_runs(dg.RunsFilter(statuses=processing))
-            return {name: run.run_id for run in runs for name in _classes(instance, run.tags)}
+            return {name: run.run_id for run in runs for name in classes_of_run(instance, run.tags)}
         except (DBAPIError, DagsterPostgresException) as error:
             raise DagsterError("Dagster's records in the database cannot be read: try again.") from error
 
@@ -125,27 +125,3 @@ class DagsterRuns:
             if self._opened is None:
                 self._opened = dg.DagsterInstance.from_config(str(home))
             return self._opened
-
-
-def _classes(instance: "dg.DagsterInstance", tags: Mapping[str, str]) -> set[str]:
-    """Names of the classes that a run works on, by its tags."""
-    return {tags.get(CLASS_TAG, "")} | {_class_of(key) for key in _partition_keys(instance, tags)}
-
-
-def _partition_keys(instance: "dg.DagsterInstance", tags: Mapping[str, str]) -> Iterator[str]:
-    if key := tags.get("dagster/partition"):
-        yield key
-    start, end = tags.get("dagster/asset_partition_range_start"), tags.get("dagster/asset_partition_range_end")
-    if start and end:
-        known = sessions.get_partition_keys(dynamic_partitions_store=instance)
-        if start in known and end in known:
-            yield from known[known.index(start) : known.index(end) + 1]
-        else:
-            yield from (start, end)  # of classes
-
-
-def _class_of(partition_key: str) -> str:
-    try:
-        return parse_session_key(partition_key).class_name
-    except BadNameError:
-        return partition_key

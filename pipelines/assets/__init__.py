@@ -2,10 +2,12 @@
 
 import dagster as dg
 
+from pipelines.assets.calibration import build_calibration
 from pipelines.assets.class_attendance import build_class_attendance
 from pipelines.assets.face_clusters import build_face_clusters
 from pipelines.assets.face_crops import face_crops
 from pipelines.assets.face_embeddings import build_face_embeddings
+from pipelines.assets.model_comparison import build_model_comparison
 from pipelines.assets.session_attendance import build_session_attendance
 from pipelines.assets.session_images import session_images
 from pipelines.assets.student_assignments import build_student_assignments
@@ -22,6 +24,8 @@ def build_lineage(spec: ModelSpec) -> list[dg.AssetsDefinition]:
         build_student_assignments(spec),
         build_session_attendance(spec),
         build_class_attendance(spec),
+        build_model_comparison(spec),
+        build_calibration(spec),
     ]
 
 

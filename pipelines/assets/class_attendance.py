@@ -1,10 +1,8 @@
 """A class's register: students by sessions."""
 
-from time import perf_counter
-
 import dagster as dg
 
-from pipelines.assets.common import lineage_asset, model_asset, plain_failure, record
+from pipelines.assets.common import for_each_partition, lineage_asset, model_asset
 from pipelines.partitions import classes
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -26,26 +24,23 @@ def build_class_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
         kinds={"python", "postgres"},
         description="The class's register over all its sessions, as a table.",
     )
-    def class_attendance(context: dg.AssetExecutionContext, database: Database) -> None:
-        for class_name in context.partition_keys:
-            started = perf_counter()
-            with plain_failure():
-                register = AttendanceService(database, spec.name).register(class_name)
+    def class_attendance(context: dg.AssetExecutionContext, database: Database) -> dg.MaterializeResult:
+        service = AttendanceService(database, spec.name)
+
+        def register(class_name: str) -> dict[str, object]:
+            register = service.register(class_name)
             columns = ["student", *register.sessions]
-            record(
-                context,
-                class_name,
-                started,
-                {
-                    "model": spec.name,
-                    "students": len(register.students),
-                    "sessions": len(register.sessions),
-                    "unknown": len(register.unknown),
-                    "register": dg.MetadataValue.table(
-                        [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in register.rows()],
-                        schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
-                    ),
-                },
-            )
+            return {
+                "model": spec.name,
+                "students": len(register.students),
+                "sessions": len(register.sessions),
+                "unknown": len(register.unknown),
+                "register": dg.MetadataValue.table(
+                    [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in register.rows()],
+                    schema=dg.TableSchema([dg.TableColumn(column) for column in columns]),
+                ),
+            }
+
+        return for_each_partition(context, register)
 
     return class_attendance

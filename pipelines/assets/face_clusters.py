@@ -17,16 +17,16 @@ def build_face_clusters(spec: ModelSpec) -> dg.AssetsDefinition:
         "face_clusters",
         deps=[model_asset(spec, "face_embeddings")],
         kinds={"python", "numpy", "postgres"},
-        description="The session's usable crops in groups of one person each; crops of one photo are never together.",
+        description="The session's usable crops in groups of one person each; crops of one photo stay apart.",
     )
     def face_clusters(
         context: dg.AssetExecutionContext,
         config: ClusteringConfig,
         database: Database,
         embedding_models: EmbeddingModels,
-    ) -> None:
+    ) -> dg.MaterializeResult:
         service = SessionClusteringService(database, spec.name, embedding_models.version(spec.name))
-        for_each_session(
+        return for_each_session(
             context,
             lambda key: counts(service.cluster_session(key, config)),
             model=spec.name,

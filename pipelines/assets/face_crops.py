@@ -25,7 +25,7 @@ from pipelines.settings import get_settings
 )
 def face_crops(
     context: dg.AssetExecutionContext, database: Database, photo_store: PhotoStore, face_detector: FaceDetector
-) -> None:
+) -> dg.MaterializeResult:
     """Every face of the session's photos: box, five landmarks, confidence and quality, and whether it may be clustered."""
     service = DetectionService(database, photo_store, face_detector, get_settings())
-    for_each_session(context, lambda key: counts(service.detect_session(key)), detector=face_detector.version)
+    return for_each_session(context, lambda key: counts(service.detect_session(key)), detector=face_detector.version)

@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from pipelines.assets.common import counts, for_each_session, lineage_asset
+from pipelines.assets.common import counts, for_each_session, lineage_asset, plain_failure
 from pipelines.assets.face_crops import face_crops
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import ModelSpec
@@ -27,8 +27,10 @@ def build_face_embeddings(spec: ModelSpec) -> dg.AssetsDefinition:
         spec,
         "face_embeddings",
         deps=[face_crops],
-        kinds={"python", "tensorflow", "pgvector"} if spec.name != "dlib" else {"python", "dlib", "pgvector"},
-        description=f"Unit vectors ({spec.dimension}-D, {spec.deepface_name}) of the session's face crops in pgvector.",
+        kinds={"python", spec.framework, "pgvector"},
+        description=f"Unit vectors ({spec.dimension}-D, {spec.title}) of the session's face crops in pgvector.",
+        # Without a limit until somebody sets one, for all workers together (see README, "More than one machine").
+        pool="embedding",
     )
     def face_embeddings(
         context: dg.AssetExecutionContext,
@@ -36,11 +38,13 @@ def build_face_embeddings(spec: ModelSpec) -> dg.AssetsDefinition:
         database: Database,
         photo_store: PhotoStore,
         embedding_models: EmbeddingModels,
-    ) -> None:
+    ) -> dg.MaterializeResult:
         service = EmbeddingService(
             spec.name, context=ServiceContext(database, photo_store, embedding_models, get_settings())
         )
-        for_each_session(
+        with plain_failure():
+            embedding_models.require(spec.name)  # else every session would fail for the same reason
+        return for_each_session(
             context,
             lambda key: counts(service.embed_session(key, force=config.force_regenerate)),
             model=spec.name,

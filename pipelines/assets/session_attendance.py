@@ -21,7 +21,7 @@ def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
         kinds={"python", "postgres"},
         description="Present, absent or unsure for every student of the class, and the unknown people who were seen.",
     )
-    def session_attendance(context: dg.AssetExecutionContext, database: Database) -> None:
+    def session_attendance(context: dg.AssetExecutionContext, database: Database) -> dg.MaterializeResult:
         service = AttendanceService(database, spec.name)
 
         def register(key: SessionKey) -> dict[str, object]:
@@ -29,6 +29,6 @@ def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
             people = service.register(key.class_name).counts(key.session_name)
             return {**asdict(faces), **people}
 
-        for_each_session(context, register, model=spec.name)
+        return for_each_session(context, register, model=spec.name)
 
     return session_attendance

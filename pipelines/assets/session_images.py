@@ -26,14 +26,14 @@ def session_images(
     database: Database,
     photo_store: PhotoStore,
     embedding_models: EmbeddingModels,
-) -> None:
+) -> dg.MaterializeResult:
     """The session's photos, each once by content hash with size, date and path, or with the reason it was refused."""
     settings = get_settings()
     if model := context.run.tags.get(MODEL_TAG):
         # A run that goes on to a model without weights would fail after minutes of searching for faces.
         with plain_failure():
             embedding_models.require(model)
-    for_each_session(
+    return for_each_session(
         context,
         lambda key: counts(register_session_images(database, photo_store, settings, key)),
         max_megapixels=settings.max_megapixels,

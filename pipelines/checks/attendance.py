@@ -25,7 +25,7 @@ def build_session_attendance_checks(spec: ModelSpec) -> dg.AssetChecksDefinition
         def unknown(key: SessionKey) -> list[str]:
             with database.connection() as connection:
                 session = catalog.find_session(connection, key)
-                if not catalog.named_students(connection, session.class_id):
+                if not catalog.named_students(connection, session.class_id, spec.name):
                     return []
                 faces = attendance.count_faces(connection, session.id, spec.name)
             if faces.unknown_faces <= MAX_SHARE_OF_UNKNOWN_FACES * faces.faces:

@@ -1,5 +1,6 @@
 """What every command shares."""
 
+import getpass
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -20,3 +21,11 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(str(error)) from error
 
     return run
+
+
+def current_user() -> str:
+    """Who decides: the user of the operating system, where it knows one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "cli"

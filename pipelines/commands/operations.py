@@ -78,7 +78,7 @@ def _launch(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
             raise_on_error=False,
         )
     if not result.success:
-        raise AttendanseeError(why_it_failed(result))
+        raise AttendanseeError(why_it_failed(result.run_id, result.all_events))
     (output,) = [event.step_output_data for event in result.all_node_events if event.is_successful_output]
     return output.metadata[RESPONSE].value  # type: ignore[return-value]
 

@@ -1,12 +1,11 @@
 """`attendansee students ...`: list, rename, merge and import the students of a class."""
 
-import getpass
 import json
 
 import click
 from pydantic import BaseModel
 
-from pipelines.commands.common import plain_errors
+from pipelines.commands.common import current_user, plain_errors
 
 _CLASS = click.argument("class_name", metavar="CLASS")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
@@ -29,7 +28,7 @@ def list_students(class_name: str, as_json: bool) -> None:
 
     from pipelines.services.students import StudentService
 
-    answer = StudentService(_user()).list(class_name)
+    answer = StudentService(current_user()).list(class_name)
     if as_json:
         _print_json(answer)
         return
@@ -59,8 +58,8 @@ def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
     from pipelines.services.decisions import DecisionService
     from pipelines.services.students import StudentService
 
-    student_id = StudentService(_user()).find(class_name, student)
-    answer = DecisionService(_user()).rename(student_id, new_name)
+    student_id = StudentService(current_user()).find(class_name, student)
+    answer = DecisionService(current_user()).rename(student_id, new_name)
     _print(answer, f"{answer.old_name} is {answer.student_name} now.", as_json)
 
 
@@ -75,9 +74,9 @@ def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
     from pipelines.services.decisions import DecisionService
     from pipelines.services.students import StudentService
 
-    service = StudentService(_user())
+    service = StudentService(current_user())
     merged, kept = service.find(class_name, student), service.find(class_name, into)
-    answer = DecisionService(_user()).merge(merged, kept)
+    answer = DecisionService(current_user()).merge(merged, kept)
     _print(answer, f"{student} and {into} are {answer.student_name} (student {answer.student_id}) now.", as_json)
 
 
@@ -90,7 +89,7 @@ def import_students(class_name: str, csv: str, as_json: bool) -> None:
     """Add the students of a roster to CLASS: first_name, last_name and optionally student_id and email."""
     from pipelines.services.students import StudentService, read_roster
 
-    answer = StudentService(_user()).import_csv(class_name, read_roster(csv))
+    answer = StudentService(current_user()).import_csv(class_name, read_roster(csv))
     lines = [
         f"{len(answer.added)} added, {len(answer.updated)} updated, {answer.unchanged} unchanged, "
         f"{len(answer.refused)} refused.",
@@ -111,11 +110,3 @@ def _print(answer: BaseModel, text: str, as_json: bool) -> None:
 
 def _print_json(answer: BaseModel) -> None:
     click.echo(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=2))
-
-
-def _user() -> str:
-    """Who decides: the user of the operating system, where it knows one."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "cli"

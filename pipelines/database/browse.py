@@ -21,7 +21,8 @@ class Page:
 _CLASSES: str = """
     SELECT c.id, c.name, c.active_model,
         (SELECT count(*) FROM sessions s WHERE s.class_id = c.id AND NOT s.is_enrolment) AS session_count,
-        (SELECT count(*) FROM students t WHERE t.class_id = c.id AND t.merged_into IS NULL) AS student_count
+        (SELECT count(*) FROM students t WHERE t.class_id = c.id AND t.merged_into IS NULL)
+            - (SELECT count(*) FROM students_of_other_lineages o WHERE o.class_id = c.id) AS student_count
     FROM classes c
     WHERE (%(id)s::bigint IS NULL OR c.id = %(id)s)"""
 
@@ -69,6 +70,7 @@ _STUDENTS: str = """
     SELECT t.id, t.class_id, t.name, t.provisional, t.student_number, t.email
     FROM students t
     WHERE t.merged_into IS NULL AND (%(id)s::bigint IS NULL OR t.id = %(id)s)
+        AND (%(id)s::bigint IS NOT NULL OR t.id NOT IN (SELECT student_id FROM students_of_other_lineages))
         AND (%(class_id)s::bigint IS NULL OR t.class_id = %(class_id)s)
         AND (%(provisional)s::boolean IS NULL OR t.provisional = %(provisional)s)"""
 
@@ -131,7 +133,7 @@ def face_crop_row(connection: Connection, crop_id: int, *, of_removed_too: bool 
 def students(
     connection: Connection, limit: int, offset: int, *, class_id: int | None = None, provisional: bool | None = None
 ) -> Page:
-    """Students who were not merged into another."""
+    """Students who were not merged into another, without the unknown people whom only another model's lineage has made."""
     page = _page(connection, _STUDENTS, {"class_id": class_id, "provisional": provisional}, limit, offset)
     return Page(page.total, _with_counts(connection, page.rows))
 

@@ -179,6 +179,16 @@ def session_keys(connection: Connection) -> set[SessionKey]:
     return {SessionKey(class_name, session_name) for class_name, session_name in rows}
 
 
+def unsearched_sessions(connection: Connection) -> set[SessionKey]:
+    """Sessions with a present photo in which nobody has looked for faces."""
+    rows = connection.execute(
+        """SELECT DISTINCT c.name, s.name FROM images i
+        JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id
+        WHERE i.removed_at IS NULL AND i.refused_reason IS NULL AND i.searched_with IS NULL"""
+    )
+    return {SessionKey(class_name, session_name) for class_name, session_name in rows}
+
+
 def session_dates(connection: Connection, class_id: int) -> dict[str, date | None]:
     """Names and dates of a class's sessions in the order of dates, then names; the enrolment is left out."""
     rows = connection.execute(
@@ -189,21 +199,22 @@ def session_dates(connection: Connection, class_id: int) -> dict[str, date | Non
     return dict(rows.fetchall())
 
 
-def named_students(connection: Connection, class_id: int) -> list[str]:
-    """Names of the students that a person has named, sorted."""
+def named_students(connection: Connection, class_id: int, model: str) -> list[str]:
+    """Names of the students that a person has named, sorted; those who are withdrawn in the model's lineage are left out."""
     rows = connection.execute(
         """SELECT name FROM students WHERE class_id = %s AND merged_into IS NULL AND NOT provisional
         AND NOT id = ANY(%s) ORDER BY name""",
-        [class_id, sorted(withdrawn_student_ids(connection, class_id))],
+        [class_id, sorted(withdrawn_student_ids(connection, class_id, model))],
     )
     return [name for (name,) in rows]
 
 
-def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
-    """Ids of students whose portraits are all gone (removed, or renamed after somebody else) and who were never seen.
+def withdrawn_student_ids(connection: Connection, class_id: int, model: str) -> set[int]:
+    """Ids of students whose portraits are all gone (removed, or renamed after somebody else) and whom no crop shows.
 
-    A student who was seen keeps their past attendance, whatever becomes of the portraits, and one whom a roster gives a
-    number or an address is of the class without any.
+    A student whom the model's lineage has seen keeps their past attendance there, whatever becomes of the portraits, and
+    one whom a roster gives a number or an address is of the class without any. What another model has seen does not
+    count: else trying one would change the register.
     """
     rows = connection.execute(
         """WITH present AS (
@@ -223,9 +234,9 @@ def withdrawn_student_ids(connection: Connection, class_id: int) -> set[int]:
         )
         AND NOT EXISTS (
             SELECT 1 FROM assignments a JOIN present USING (crop_id)
-            WHERE a.student_id = st.id AND a.decided_by <> 'person'
+            WHERE a.student_id = st.id AND a.model = %(model)s AND a.decided_by <> 'person'
         )""",
-        {"class": class_id},
+        {"class": class_id, "model": model},
     )
     return {student_id for (student_id,) in rows}
 
@@ -318,16 +329,20 @@ def provisional_student_ids(connection: Connection, class_id: int) -> set[int]:
     return {student_id for (student_id,) in rows}
 
 
-def delete_empty_provisional_students(connection: Connection, class_id: int) -> int:
-    """Delete provisional students that no crop, cluster or decision points at any more; returns how many."""
+def delete_empty_provisional_students(connection: Connection, class_id: int, model: str) -> int:
+    """Delete provisional students that no crop, cluster or decision points at any more; returns how many.
+
+    One whom another lineage's attendance names stays: a run of this `model` must not change that attendance.
+    """
     return connection.execute(
         """DELETE FROM students s WHERE s.class_id = %s AND s.provisional
         AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = s.id)
         AND NOT EXISTS (SELECT 1 FROM clusters c WHERE c.student_id = s.id)
         AND NOT EXISTS (SELECT 1 FROM decisions d WHERE s.id IN (d.student_id, d.other_student_id))
         AND NOT EXISTS (SELECT 1 FROM students m WHERE m.merged_into = s.id)
-        AND NOT EXISTS (SELECT 1 FROM images i WHERE i.student_id = s.id)""",
-        [class_id],
+        AND NOT EXISTS (SELECT 1 FROM images i WHERE i.student_id = s.id)
+        AND NOT EXISTS (SELECT 1 FROM attendance t WHERE t.student_id = s.id AND t.model <> %s)""",
+        [class_id, model],
     ).rowcount
 
 

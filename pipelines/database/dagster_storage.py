@@ -10,13 +10,15 @@ storage:
 Any process that loads the instance starts or finds the server.
 """
 
+import os
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from dagster._config.config_schema import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
-from sqlalchemy import URL, Engine, NullPool, create_engine, event, func, make_url, select
+from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
 
@@ -55,6 +57,9 @@ class SurviveRestart(CreateEnginePlugin):
     """Lets daemon and webserver, which live long, outlive the server: SQLAlchemy plugin of every engine Dagster makes.
 
     A pooled connection is tried before use, and a failed connect starts the embedded server again.
+
+    One connection of each engine stays open. Dagster would open a new one for each statement: 60 for each session of a
+    backfill, which took longer than the statements.
     """
 
     NAME = "attendansee_survive_restart"
@@ -62,6 +67,8 @@ class SurviveRestart(CreateEnginePlugin):
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
         super().__init__(url, kwargs)
         kwargs["pool_pre_ping"] = True
+        if kwargs.get("poolclass") is NullPool:
+            kwargs |= {"poolclass": QueuePool, "pool_size": 1, "max_overflow": -1}
 
     def update_url(self, url: URL) -> URL:
         """Nothing of the URL is ours; SQLAlchemy itself takes out the plugin's name."""
@@ -69,6 +76,9 @@ class SurviveRestart(CreateEnginePlugin):
 
     def engine_created(self, engine: Engine) -> None:
         """Hook into the making of connections."""
+        # A forked process must not talk through its parent's connections.
+        made = weakref.ref(engine)
+        os.register_at_fork(after_in_child=lambda: _forget_connections(made()))
 
         @event.listens_for(engine, "do_connect")
         def connect(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> Any:
@@ -81,6 +91,11 @@ class SurviveRestart(CreateEnginePlugin):
                 # The socket's folder may be another one than before.
                 _, fresh = dialect.create_connect_args(make_url(dagster_url(get_settings())))
                 return dialect.connect(*args, **{**parameters, **fresh})
+
+
+def _forget_connections(engine: Engine | None) -> None:
+    if engine is not None:
+        engine.dispose(close=False)
 
 
 plugins.register(SurviveRestart.NAME, __name__, SurviveRestart.__name__)

@@ -35,10 +35,15 @@ def read_portrayed(connection: Connection, class_id: int) -> set[int]:
 def read_doubted(
     connection: Connection, model: str, crop_ids: Collection[int], student_ids: Collection[int]
 ) -> dict[int, int]:
-    """Those of the crops that may show one of these students and need a review, by this model, each with the student."""
+    """Those of the crops that need a review, each with its student, by this model.
+
+    Where one of these students is in question, or the cluster has said who it is: of clusters that max_clusters has
+    merged most crops are in doubt, and without them the same clusters would be somebody new with every run.
+    """
     rows = connection.execute(
         """SELECT crop_id, student_id FROM assignments
-        WHERE state = 'needs_review' AND model = %s AND crop_id = ANY(%s) AND student_id = ANY(%s)""",
+        WHERE state = 'needs_review' AND model = %s AND crop_id = ANY(%s)
+        AND (student_id = ANY(%s) OR decided_by = 'cluster')""",
         [model, list(crop_ids), list(student_ids)],
     )
     return dict(rows.fetchall())

@@ -218,6 +218,19 @@ def read_gallery(
         ).fetchall()
 
 
+def portraits_without_embedding(connection: Connection, class_id: int, model: str, version: str) -> list[int]:
+    """Ids of the class's portraits and other confirmed crops, of present photos, without a vector of this version."""
+    query = sql.SQL(
+        """SELECT f.id FROM face_crops f
+        JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+        JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+        LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %(class)s
+        LEFT JOIN {} e ON e.crop_id = f.id AND e.version = %(version)s
+        WHERE (s.is_enrolment OR c.crop_id IS NOT NULL) AND e.crop_id IS NULL ORDER BY f.id"""
+    ).format(embeddings_table(model))
+    return [crop_id for (crop_id,) in connection.execute(query, {"class": class_id, "version": version})]
+
+
 def nearest_in_gallery(
     connection: Connection, class_id: int, model: str, version: str, crop_id: int, k: int
 ) -> list[tuple[int, int, float | None]]:
@@ -249,12 +262,28 @@ def nearest_in_gallery(
 
 
 def read_prior_students(connection: Connection, model: str, crop_ids: Sequence[int]) -> dict[int, int]:
-    """Which student each crop had so far: in this model's lineage, else in any other's (the latest decision)."""
+    """Which student each crop had so far: in this model's lineage, else in the active one, else in a retired one.
+
+    A lineage that never counted for a class that has chosen its model, such as one on trial, says nothing to others; and
+    the active one asks others only about crops that it has never seen.
+    """
     rows = connection.execute(
-        """SELECT DISTINCT ON (crop_id) crop_id, student_id FROM assignments
-        WHERE crop_id = ANY(%s) AND state = 'assigned'
-        ORDER BY crop_id, model = %s DESC, decided_at DESC, model""",
-        [list(crop_ids), model],
+        """SELECT DISTINCT ON (a.crop_id) a.crop_id, a.student_id
+        FROM assignments a
+        JOIN face_crops f ON f.id = a.crop_id JOIN images i ON i.id = f.image_id
+        JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id
+        WHERE a.crop_id = ANY(%(crops)s) AND a.state = 'assigned' AND (
+            a.model = %(model)s
+            OR (
+                (c.active_model IS NULL OR a.model = c.active_model
+                    OR EXISTS (SELECT 1 FROM model_switches w WHERE w.class_id = c.id AND w.old_model = a.model))
+                AND (c.active_model IS DISTINCT FROM %(model)s OR NOT EXISTS (
+                    SELECT 1 FROM assignments own WHERE own.crop_id = a.crop_id AND own.model = %(model)s
+                ))
+            )
+        )
+        ORDER BY a.crop_id, a.model = %(model)s DESC, a.model = c.active_model DESC, a.decided_at DESC, a.model""",
+        {"crops": list(crop_ids), "model": model},
     )
     return dict(rows.fetchall())
 

@@ -100,8 +100,9 @@ def read_merge_targets(connection: Connection, class_id: int) -> set[int]:
 def list_students(connection: Connection, class_id: int) -> list[dict[str, Any]]:
     """Every student of the class: id, name, provisional, student_number, email, crops and sessions_present.
 
-    A crop shows whom a person has confirmed, else whom the class's active model has assigned; sessions count in that
-    model's lineage. Named students first, each part by name.
+    Unknown people whom only another model's lineage has made are none of them. A crop shows whom a person has confirmed,
+    else whom the class's active model has assigned; sessions count in that model's lineage. Named students first, each
+    part by name.
     """
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
@@ -120,6 +121,7 @@ def list_students(connection: Connection, class_id: int) -> list[dict[str, Any]]
                 ) AS sessions_present
             FROM students st JOIN classes c ON c.id = st.class_id LEFT JOIN shown ON shown.student_id = st.id
             WHERE st.class_id = %(class)s AND st.merged_into IS NULL
+            AND st.id NOT IN (SELECT student_id FROM students_of_other_lineages WHERE class_id = %(class)s)
             ORDER BY st.provisional, st.name, st.id""",
             {"class": class_id},
         ).fetchall()

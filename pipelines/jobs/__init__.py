@@ -21,7 +21,7 @@ def build_process_session(spec: ModelSpec) -> "Job":
     return dg.define_asset_job(
         f"process_session_{spec.name}",
         selection=dg.AssetSelection.assets(*PHOTO_ASSETS, *(model_asset(spec, stage) for stage in SESSION_STAGES)),
-        description=f"Photos of a session to its attendance, with {spec.deepface_name} embeddings.",
+        description=f"Photos of a session to its attendance, with {spec.title} embeddings.",
         tags={MODEL_TAG: spec.name},
     )
 

@@ -1,5 +1,8 @@
 """The operations on face crops as jobs: one op each, launched with parameters, answering in the run's metadata."""
 
+from collections.abc import Callable
+from typing import Any
+
 import dagster as dg
 
 from pipelines.assets.common import RETRY, plain_failure
@@ -16,8 +19,13 @@ from pipelines.settings import get_settings
 RESPONSE = "response"
 
 
-def build_operation_job(operation: Operation) -> dg.JobDefinition:
-    """The job of one operation; its only op is configured under the same name."""
+def build_operation_job(
+    operation: Operation, check: Callable[[dg.DagsterInstance, ServiceContext, Any], None] | None = None
+) -> dg.JobDefinition:
+    """The job of one operation; its only op is configured under the same name.
+
+    check: raises AttendanseeError where other runs of the instance forbid the operation with these parameters.
+    """
 
     # Not a `config` argument: Dagster would say in pydantic's words what is out of range, and try it a second time. An
     # op's definition must not share the name of a job's, so the op has the job's name as its alias.
@@ -41,6 +49,8 @@ def build_operation_job(operation: Operation) -> dg.JobDefinition:
             if class_name is not None:
                 context.instance.add_run_tags(context.run_id, {CLASS_TAG: class_name})
             surroundings = ServiceContext(database, photo_store, embedding_models, get_settings())
+            if check is not None:
+                check(context.instance, surroundings, parameters)
             answer = operation.perform(surroundings, parameters, context.run_id)
         context.add_output_metadata({RESPONSE: dg.MetadataValue.json(answer.model_dump(mode="json"))})
 

@@ -29,15 +29,29 @@ def read_one_state(connection: psycopg.Connection) -> None:
 
 
 def _connect() -> psycopg.Connection:
-    from pgvector.psycopg import register_vector
-
     try:
-        connection = psycopg.connect(_ready_url())
+        return _connect_to(_ready_url())
     except psycopg.OperationalError:
         # The server went away under a long-living process (killed, restarted): find or start it again, once.
         _ready_url.cache_clear()
-        connection = psycopg.connect(_ready_url())
-    register_vector(connection)
+        return _connect_to(_ready_url())
+
+
+def _connect_to(url: str) -> psycopg.Connection:
+    return psycopg.connect(url, context=_knows_vectors(url))
+
+
+@lru_cache(maxsize=1)
+def _knows_vectors(url: str) -> psycopg.Connection:
+    """A closed connection, from which others learn about vectors.
+
+    To register them with each connection takes four queries and makes classes that are never freed: 24 kB a connection,
+    with which a process that lives for long grew without end.
+    """
+    from pgvector.psycopg import register_vector
+
+    with psycopg.connect(url) as connection:
+        register_vector(connection)
     return connection
 
 
@@ -49,4 +63,5 @@ def _ready_url() -> str:
     url = database_url(get_settings())
     check_server(url)
     migrate(url)
+    _knows_vectors.cache_clear()  # the types of another server may have other numbers
     return url

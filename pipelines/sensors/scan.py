@@ -92,11 +92,13 @@ def diff(
     now: float,
     settle_seconds: float,
     running: Collection[str] = (),
+    blocked: Collection[str] = (),
     budget: int = REQUESTS_PER_TICK,
 ) -> ScanResult:
     """Compare the photo root with what is remembered, and decide what to process.
 
     now: seconds since the epoch. running: keys of enrolment sessions whose runs have not finished.
+    blocked: names of classes that cannot be processed now; their sessions stay due.
     budget: most requests of one tick; the others stay due.
 
     A class's enrolment comes before its other sessions, and they wait until its run has finished: otherwise people
@@ -122,7 +124,7 @@ def diff(
                 is_requested = enrol_key not in settled or enrolment == enrol.version
                 is_enrolled = is_requested and str(enrol_key) not in running
         if (session.version, enrolment) != (session.requested, session.enrolment):
-            if is_settled and is_enrolled:
+            if is_settled and is_enrolled and key.class_name not in blocked:
                 due.append(SessionRequest(key, session.version, enrolment))
             else:
                 waiting.append(key)

@@ -8,6 +8,7 @@ import dagster as dg
 
 from pipelines.errors import ModelError, PhotoStoreError
 from pipelines.partitions import CLASS_TAG, ENROL, MODEL_TAG, SessionKey, classes, sessions
+from pipelines.resources.embedding.registry import BROKEN
 from pipelines.resources.photo_store import Listing, PhotoStore
 from pipelines.sensors import scan
 from pipelines.settings import get_settings
@@ -35,11 +36,15 @@ def default_status() -> dg.DefaultSensorStatus:
 
 
 def build_session_images_sensor(
-    jobs: Mapping[str, Job], active_models: Callable[[], Mapping[str, str]] = dict
+    jobs: Mapping[str, Job],
+    active_models: Callable[[], Mapping[str, str]] = dict,
+    first_models: Callable[[], Mapping[str, str]] = dict,
 ) -> dg.SensorDefinition:
     """The sensor; jobs: what processes one session, by embedding model.
 
     active_models: the active model of each class that has one; the others are processed with ATTENDANSEE_MODEL.
+    first_models: the one that each class began with where it is another. It names the run keys for good: a class that
+    switches has been processed by its new model already, and a lost cursor must not have all of that done again.
     """
 
     @dg.sensor(
@@ -62,24 +67,34 @@ def build_session_images_sensor(
         except PhotoStoreError as error:
             # Not an empty folder: the cursor stays as it is.
             return dg.SkipReason(str(error))
+        active = active_models()
+        # A model that a person added, and whose file or definition is broken now.
+        blocked = {name: model for name, model in active.items() if model not in jobs}
+        for name, model in blocked.items():
+            reason = BROKEN.get(model, f"There is no model {model!r}.")
+            context.log.warning(f"The class {name} is not processed: its active model cannot be used. {reason}")
         result = scan.diff(
             listing,
             _state(context),
             time.time(),
             settings.settle_seconds,
             _running_enrolments(context.instance, listing),
+            blocked,
         )
         for folder in result.bad_folders:
             context.log.warning(folder.reason)
         cursor = scan.encode(result.state)
         if not result.requests:
             return dg.SensorResult(skip_reason=_skip_reason(result), cursor=cursor)
-        active = active_models()
+        first = first_models()
+
+        def run_request(request: scan.SessionRequest) -> dg.RunRequest:
+            class_name = request.key.class_name
+            model = active.get(class_name, settings.model)
+            return _run_request(request, model, first.get(class_name, model), jobs)
+
         return dg.SensorResult(
-            run_requests=[
-                _run_request(request, active.get(request.key.class_name, settings.model), jobs)
-                for request in result.requests
-            ],
+            run_requests=[run_request(request) for request in result.requests],
             dynamic_partitions_requests=_new_partitions(context.instance, [request.key for request in result.requests]),
             cursor=cursor,
         )
@@ -105,10 +120,10 @@ def _running_enrolments(instance: dg.DagsterInstance, listing: Listing) -> Colle
     return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished)}
 
 
-def _run_request(request: scan.SessionRequest, model: str, jobs: Mapping[str, Job]) -> dg.RunRequest:
+def _run_request(request: scan.SessionRequest, model: str, first_model: str, jobs: Mapping[str, Job]) -> dg.RunRequest:
     key = request.key
     return dg.RunRequest(
-        run_key=":".join(part for part in (str(key), request.version, request.enrolment, model) if part),
+        run_key=":".join(part for part in (str(key), request.version, request.enrolment, first_model) if part),
         job_name=jobs[model].name,
         partition_key=str(key),
         tags={
@@ -133,7 +148,7 @@ def _skip_reason(result: scan.ScanResult) -> str:
     if result.waiting:
         names = ", ".join(str(key) for key in result.waiting[:_NAMES_SHOWN])
         more = "" if len(result.waiting) <= _NAMES_SHOWN else f" and {len(result.waiting) - _NAMES_SHOWN} more"
-        reasons.append(f"Waiting for photos to settle or for the class's enrolment to be processed: {names}{more}.")
+        reasons.append(f"Waiting for photos to settle, for the class's enrolment or for its model: {names}{more}.")
     else:
         reasons.append(f"No new photos; {len(result.state.sessions)} sessions known.")
     return " ".join(reasons)

@@ -9,6 +9,7 @@ from alembic.config import Config
 from pipelines.database import catalog
 from pipelines.database.migrate import MIGRATIONS, current_revision
 from pipelines.resources.database import Database
+from pipelines.services.coverage import read_coverage
 from pipelines.services.decisions import DecisionService
 from pipelines.settings import get_settings
 
@@ -55,12 +56,12 @@ def test_down_and_up_again_gives_the_same_tables(database, go):
     newest = schema(database)
     go("0001")
     oldest = schema(database)
-    go("0002")
+    go("head")
     assert schema(database) == newest
     go("0001")
     assert schema(database) == oldest
     go("base")
-    go("0002")
+    go("head")
     assert schema(database) == newest
 
 
@@ -89,5 +90,19 @@ def test_what_people_have_said_that_an_older_version_can_tell_survives_the_way_d
     with database.connection() as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM students")}
     assert names == {"ann", "bob", "Cem", "dan"}
-    go("0002")
+    go("head")
     assert confirmed(database) == before
+
+
+def test_sessions_that_had_attendance_before_switches_were_recorded_count_as_processed(
+    embedded_class, database, go, process_class
+):
+    embedded_class.enrol("m", "ann")
+    embedded_class.session("m__1", [["ann"]])
+    process_class("dlib")
+    embedded_class.session("m__2", [["ann"]])
+    go("0002")
+    go("head")
+    with database.connection() as connection:
+        found = read_coverage(connection, catalog.find_class(connection, "m"), "dlib", embedded_class.version)
+    assert (found.sessions, found.lacking) == (2, {"2": "it was never processed"})

@@ -284,7 +284,7 @@ class Watching(RuleBasedStateMachine):
         self.history.append(dict(self.files))
         running = set(self.running)
         listing = Listing(list(self.files.values()))
-        result = diff(listing, decode(self.cursor), self.now, SETTLE, running, self.budget)
+        result = diff(listing, decode(self.cursor), self.now, SETTLE, running, budget=self.budget)
         self.cursor = encode(result.state)
         assert len(result.requests) <= self.budget
         for request in result.requests:

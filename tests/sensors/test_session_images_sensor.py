@@ -146,7 +146,7 @@ def test_a_photo_being_written_waits_and_a_new_one_runs_the_session_again(
     put(photos / "math/mon/b.jpg", age=0)
     waiting = daemon.tick()
     assert waiting.keys == []
-    assert waiting.skipped == "Waiting for photos to settle or for the class's enrolment to be processed: math__mon."
+    assert waiting.skipped == "Waiting for photos to settle, for the class's enrolment or for its model: math__mon."
     settings.setenv("ATTENDANSEE_SETTLE_SECONDS", "0")
     get_settings.cache_clear()
     assert daemon.tick().keys == ["math__mon"]
@@ -163,6 +163,31 @@ def test_a_class_is_processed_with_its_own_active_model(daemon: Daemon, photos: 
     put(photos / "art/mon/a.jpg")
     requested = {request.partition_key: request.job_name for request in daemon.tick().requests}
     assert requested == {"math__mon": "process_session_arcface", "art__mon": "process_session_dlib"}
+
+
+def test_a_class_whose_model_is_broken_waits_and_loses_nothing(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/mon/a.jpg")
+    put(photos / "art/mon/a.jpg")
+    daemon.sensor = build_session_images_sensor(JOBS, lambda: {"math": "mine"})
+    assert daemon.tick().keys == ["art__mon"]
+    daemon.sensor = build_session_images_sensor(JOBS, lambda: {"math": "arcface"})
+    assert daemon.tick().keys == ["math__mon"]
+
+
+def test_a_class_that_switched_is_not_processed_again_and_its_new_photos_by_the_new_model(
+    daemon: Daemon, photos: Path
+) -> None:
+    put(photos / "math/mon/a.jpg")
+    put(photos / "math/tue/a.jpg")
+    assert daemon.tick().keys == ["math__mon", "math__tue"]
+    daemon.sensor = build_session_images_sensor(JOBS, lambda: {"math": "arcface"}, lambda: {"math": "dlib"})
+    assert daemon.tick().keys == []
+    daemon.cursor = None
+    assert daemon.tick().keys == []
+    put(photos / "math/tue/b.jpg")
+    put(photos / "math/wed/a.jpg")
+    requested = {request.partition_key: request.job_name for request in daemon.tick().requests}
+    assert requested == {"math__tue": "process_session_arcface", "math__wed": "process_session_arcface"}
 
 
 def test_deleting_photos_never_deletes_a_partition(daemon: Daemon, photos: Path) -> None:
