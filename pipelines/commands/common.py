@@ -1,13 +1,18 @@
 """What every command shares."""
 
 import getpass
+import json
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from pipelines.errors import AttendanseeError
+
+CLASS = click.argument("class_name", metavar="CLASS")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,3 +34,8 @@ def current_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "cli"
+
+
+def print_json(answer: BaseModel) -> None:
+    """Print an answer as JSON for programs, with the fields that the job's and the API's answers have."""
+    click.echo(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=2))

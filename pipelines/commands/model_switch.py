@@ -5,20 +5,18 @@ from typing import Any
 
 import click
 
-from pipelines.commands.common import current_user, plain_errors
+from pipelines.commands.common import AS_JSON, CLASS, current_user, plain_errors, print_json
 from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.settings import get_settings
 
 # Rows of each list in a terminal; the other formats give all.
 _ROWS_SHOWN = 50
 
-_CLASS = click.argument("class_name", metavar="CLASS")
 _MODEL = click.argument("model_name", metavar="MODEL", type=click.Choice(list(REGISTRY)))
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 
 
 @click.command()
-@_CLASS
+@CLASS
 @click.option("--model", "model_name", type=click.Choice(list(REGISTRY)), required=True, help="The other model.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @plain_errors
@@ -39,7 +37,7 @@ def compare(class_name: str, model_name: str, style: str) -> None:
 
 
 @click.command("switch-model")
-@_CLASS
+@CLASS
 @_MODEL
 @click.option("--reason", required=True, help="Why, for those who look at the switch later.")
 @click.option(
@@ -52,7 +50,7 @@ def compare(class_name: str, model_name: str, style: str) -> None:
 @click.option(
     "--allow-missing-sessions", is_flag=True, help="Switch although sessions are missing in the model's lineage."
 )
-@_JSON
+@AS_JSON
 @plain_errors
 def switch_model(
     class_name: str,
@@ -91,7 +89,7 @@ def switch_model(
         class_name, model_name, reason, accept=accept, allow_missing_sessions=allow_missing_sessions
     )
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     click.echo(f"{answer.new_model} counts for {class_name} now, in place of {answer.old_model}.")
     if answer.accepted_crops:
@@ -102,8 +100,8 @@ def switch_model(
 
 
 @click.command("model-history")
-@_CLASS
-@_JSON
+@CLASS
+@AS_JSON
 @plain_errors
 def model_history(class_name: str, as_json: bool) -> None:
     """Print who switched CLASS to another model, when and why, the latest first."""
@@ -131,10 +129,10 @@ def model_history(class_name: str, as_json: bool) -> None:
 
 
 @click.command("delete-lineage")
-@_CLASS
+@CLASS
 @_MODEL
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_JSON
+@AS_JSON
 @plain_errors
 def delete_lineage(class_name: str, model_name: str, yes: bool, as_json: bool) -> None:
     """Delete what MODEL, which must not be the active one, has said about CLASS: vectors, clusters, attendance.
@@ -151,7 +149,7 @@ def delete_lineage(class_name: str, model_name: str, yes: bool, as_json: bool) -
         )
     answer = ModelSwitchService(current_user(), context=default_context()).delete_lineage(class_name, model_name)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     click.echo(
         f"Deleted of {model_name} in {class_name}: {answer.vectors} vectors, {answer.clusters} clusters, "
@@ -219,10 +217,6 @@ def _readable(answer: Any) -> str:
         return "-"
     confidence = "" if answer.confidence is None else f" {answer.confidence:.2f}"
     return f"{answer.student or 'nobody'}{'?' if answer.state == 'needs_review' else ''}{confidence}"
-
-
-def _print_json(answer: Any) -> None:
-    click.echo(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=2))
 
 
 MODEL_SWITCH_COMMANDS = [compare, switch_model, model_history, delete_lineage]

@@ -1,14 +1,9 @@
 """`attendansee students ...`: list, rename, merge and import the students of a class."""
 
-import json
-
 import click
 from pydantic import BaseModel
 
-from pipelines.commands.common import current_user, plain_errors
-
-_CLASS = click.argument("class_name", metavar="CLASS")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
+from pipelines.commands.common import AS_JSON, CLASS, current_user, plain_errors, print_json
 
 
 @click.group()
@@ -17,8 +12,8 @@ def students() -> None:
 
 
 @students.command("list")
-@_CLASS
-@_JSON
+@CLASS
+@AS_JSON
 @plain_errors
 def list_students(class_name: str, as_json: bool) -> None:
     """List the students of CLASS."""
@@ -30,7 +25,7 @@ def list_students(class_name: str, as_json: bool) -> None:
 
     answer = StudentService(current_user()).list(class_name)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     table = Table(
         Column("id", justify="right"),
@@ -48,10 +43,10 @@ def list_students(class_name: str, as_json: bool) -> None:
 
 
 @students.command()
-@_CLASS
+@CLASS
 @click.argument("student")
 @click.argument("new_name")
-@_JSON
+@AS_JSON
 @plain_errors
 def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
     """Give STUDENT of CLASS the name NEW_NAME."""
@@ -64,10 +59,10 @@ def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
 
 
 @students.command()
-@_CLASS
+@CLASS
 @click.argument("student")
 @click.argument("into")
-@_JSON
+@AS_JSON
 @plain_errors
 def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
     """Say that STUDENT and INTO of CLASS are one: INTO is kept, with the name that a person gave."""
@@ -81,9 +76,9 @@ def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
 
 
 @students.command("import")
-@_CLASS
+@CLASS
 @click.argument("csv", metavar="CSV")
-@_JSON
+@AS_JSON
 @plain_errors
 def import_students(class_name: str, csv: str, as_json: bool) -> None:
     """Add the students of a roster to CLASS: first_name, last_name and optionally student_id and email."""
@@ -103,10 +98,6 @@ def import_students(class_name: str, csv: str, as_json: bool) -> None:
 
 def _print(answer: BaseModel, text: str, as_json: bool) -> None:
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         click.echo(text)
-
-
-def _print_json(answer: BaseModel) -> None:
-    click.echo(json.dumps(answer.model_dump(mode="json"), ensure_ascii=False, indent=2))
