@@ -147,7 +147,7 @@ def test_make_test_runs_linter_formatter_types_definitions_and_all_tests():
         f"{python} ruff format --check",
         f"{python} mypy",
         ".venv/bin/dg check defs",
-        f"{python} pytest",
+        f"{python} pytest -n logical --maxprocesses 4 --dist worksteal",
     ]
 
 
