@@ -1,11 +1,13 @@
 """A real PostgreSQL with pgvector for the whole test run, and an empty, migrated database for each test that asks."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import absl.logging
 import dagster as dg
 import numpy as np
 import psycopg
@@ -45,6 +47,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     get_settings.cache_clear()
     # As root the data lies outside pytest's folder and would outlive it.
     embedded.remove(folder / "postgres")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def absl_closes_no_stream() -> None:
+    """Have absl, which TensorFlow brings, log to the process's own stderr.
+
+    It takes whatever sys.stderr is when it is imported, pytest's capture of a test that is long over, and closes it when
+    logging is configured anew while sys.stderr is another one, such as that of a command under test: no test after it could
+    write any more.
+    """
+    absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
