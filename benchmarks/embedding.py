@@ -71,7 +71,7 @@ def main() -> None:
     speeds, shares = Table(title="Crops per second"), Table(title="The same rounds against the peak of the machine")
     for heading in ("model", "engine", "ours, crops/s", "represent, crops/s", "ratio", "target", "cosine", "weights"):
         speeds.add_column(heading)
-    for heading in ("model", "GFLOP/crop", "ours, GFLOP/s", "sgemm, GFLOP/s", "share", "target", "by processor time"):
+    for heading in ("model", "GFLOP/crop", "ours, GFLOP/s", "sgemm, GFLOP/s", "share", "target"):
         shares.add_column(heading)
     with tempfile.TemporaryDirectory() as temporary:
         for name in arguments.models:
@@ -122,17 +122,15 @@ def measure(
     cosines = [float(a @ b / np.linalg.norm(b)) for a, b in zip(ours(), theirs(), strict=True)]
     operations = 2 * multiply_adds(name, settings)
     products = matrix_products()
-    ratios, our_speeds, their_speeds, peaks, shares, processor_shares = [], [], [], [], [], []
+    ratios, our_speeds, their_speeds, peaks, shares = [], [], [], [], []
     for _ in range(rounds):
         # On both sides of what it is compared with: how busy the machine is changes by the second.
-        before, mine, after, their = fastest(products), spent(ours), fastest(products), spent(theirs)
-        peak = Spent(*map(max, before, after))
-        ratios.append(their.wall / mine.wall)
-        our_speeds.append(count / mine.wall)
-        their_speeds.append(count / their.wall)
-        peaks.append(peak.wall)
-        shares.append(operations * count / mine.wall / peak.wall)
-        processor_shares.append(operations * count / mine.processor / peak.processor)
+        before, mine, after, their = fastest(products), spent(ours).wall, fastest(products), spent(theirs).wall
+        ratios.append(their / mine)
+        our_speeds.append(count / mine)
+        their_speeds.append(count / their)
+        peaks.append(max(before, after))
+        shares.append(operations * count / mine / max(before, after))
     speed = [
         model.version.split("-")[-2],
         middle(our_speeds, ".1f"),
@@ -147,7 +145,6 @@ def measure(
         middle([each / 1e9 for each in peaks], ".0f"),
         middle(shares, ".0%"),
         f">= {TARGET_SHARES[name]:.0%}" if name in TARGET_SHARES else "",
-        middle(processor_shares, ".0%"),
     ]
     return speed, share
 
@@ -204,14 +201,9 @@ def matrix_products() -> list[tuple[int, Callable[[], object]]]:
     return products
 
 
-def fastest(products: Sequence[tuple[int, Callable[[], object]]], repeats: int = 7) -> Spent:
-    """The highest rate of the products: operations a second of wall time, and a second of processor time."""
-    rates = []
-    for _ in range(repeats):
-        for operations, product in products:
-            took = spent(product)
-            rates.append((operations / took.wall, operations / took.processor))
-    return Spent(*map(max, zip(*rates, strict=True)))
+def fastest(products: Sequence[tuple[int, Callable[[], object]]], repeats: int = 7) -> float:
+    """The highest rate of the products, in operations a second."""
+    return max(operations / spent(product).wall for _ in range(repeats) for operations, product in products)
 
 
 def sample_faces(count: int) -> tuple[NDArray[np.uint8], list[DetectedFace]]:
