@@ -38,6 +38,12 @@ class AttendanseeDagsterStorage(DagsterPostgresStorage):
         with create_engine(url, poolclass=NullPool).begin() as lock:
             lock.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
             super().__init__(surviving, inst_data=inst_data)
+        # All that an instance calls when it is disposed of; Dagster's own leaves the engines' connections open.
+        self._run_storage.dispose = self._close_connections  # type: ignore[method-assign]
+
+    def _close_connections(self) -> None:
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            storage._engine.dispose()
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:

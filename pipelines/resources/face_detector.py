@@ -2,7 +2,7 @@
 
 MTCNN is Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks", 2016, with
 the trained networks of the package `mtcnn`. They run on ONNX Runtime, in a cascade of our own. The package's needs
-TensorFlow (6 s and 590 MB to load against 0.4 s and 110 MB) and two to three times as long per photo; its memory grows
+TensorFlow (6 s and 590 MB to load against 0.4 s and 110 MB) and four to six times as long per photo; its memory grows
 with the square of the proposals (13 megapixels of gravel: 5.7 GB against 0.6); and its pyramid is right for 20 px faces
 only: with `min_face_size=30` it ends in an error that the package takes for "no faces", whatever the photo shows.
 """

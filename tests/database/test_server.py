@@ -228,3 +228,22 @@ def test_a_long_lived_instance_outlives_a_killed_server(
         time.sleep(0.5)  # until pooled connections are dead, which PostgreSQL's processes take a moment to be
         assert instance.get_dynamic_partitions("classes") == ["Math101"]
         assert instance.get_runs_count() == 0
+
+
+def test_an_instance_that_is_closed_leaves_no_connection(settings: Settings, instance_environment: None) -> None:
+    url = database_url(settings, dbname="postgres")
+
+    def connections() -> set[int]:
+        with psycopg.connect(url) as connection:
+            return {pid for (pid,) in connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'dagster'")}
+
+    before = connections()
+    with dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
+        instance.has_dynamic_partition("sessions", "a__1")
+        instance.all_instigator_state()
+        assert connections() - before
+    deadline = time.monotonic() + 10
+    while connections() - before and time.monotonic() < deadline:
+        time.sleep(0.05)  # PostgreSQL's processes take a moment to end
+    assert not connections() - before
