@@ -19,6 +19,7 @@ from dagster._cli.api import _execute_run_command_body
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import unpack_value
 from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from dagster_postgres.utils import DagsterPostgresException
 
 from pipelines.database import catalog, run_locks
 from pipelines.errors import AttendanseeError, DatabaseError
@@ -87,7 +88,7 @@ def _warm_up(**_: Any) -> None:
     bind=True,
     name=TASK_EXECUTE_JOB_NAME,
     ignore_result=True,
-    autoretry_for=(DatabaseError, psycopg.OperationalError, sqlalchemy.exc.OperationalError),
+    autoretry_for=(DatabaseError, DagsterPostgresException, psycopg.OperationalError, sqlalchemy.exc.OperationalError),
     retry_backoff=2,
     retry_backoff_max=30,
     max_retries=None,
