@@ -13,17 +13,14 @@ import click
 
 from pipelines.commands.backfill import backfill
 from pipelines.commands.calibration import calibrate
-from pipelines.commands.common import plain_errors
+from pipelines.commands.common import MODEL, plain_errors
 from pipelines.commands.model_switch import MODEL_SWITCH_COMMANDS
 from pipelines.commands.models import models
 from pipelines.commands.operations import OPERATION_COMMANDS
 from pipelines.commands.students import students
 from pipelines.commands.worker import worker
 from pipelines.errors import AttendanseeError
-from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.settings import Settings, get_settings
-
-MODEL = click.Choice(list(REGISTRY))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

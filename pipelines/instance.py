@@ -24,7 +24,10 @@ PROCESS_TAG = "attendansee/process"
 _CODE_SERVER_TAG = ".dagster/grpc_info"
 # dagster-celery's, of the runs that it hands to a worker; stated here, for the package is optional.
 _CELERY_TAG = "dagster-celery/task_id"
-_UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+# Runs that process something or will. NOT_STARTED is left out: the daemon queues what a sensor requested before its next
+# tick, so such a run was abandoned.
+UNFINISHED = [dg.DagsterRunStatus.QUEUED, *_STARTED]
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
@@ -80,7 +83,7 @@ def fail_lost_runs(instance: dg.DagsterInstance) -> int:
     Dagster notices a run worker that dies, but not one that dies together with its code server, by SIGKILL or a power
     cut: such runs stayed "started" for ever, and as many as may run at once (two) held up the queue for good.
     """
-    lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)) if _is_lost(run)]
+    lost = [run for run in instance.get_runs(dg.RunsFilter(statuses=_STARTED)) if _is_lost(run)]
     for run in lost:
         instance.report_run_failed(run, "The process that executed this run ended before the run did.")
     return len(lost)

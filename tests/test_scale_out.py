@@ -22,7 +22,9 @@ import psutil
 import psycopg
 import pytest
 import yaml
+from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.launcher import WorkerStatus
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import pack_value
 
@@ -320,6 +322,42 @@ def test_a_backfill_survives_a_killed_worker_and_does_nothing_twice(school, tmp_
     assert counted("SELECT count(*) FROM embeddings_dlib") == 0
     process_here()
     assert registers() == attendance
+
+
+@pytest.mark.slow
+def test_a_message_that_is_taken_while_postgresql_is_down_waits_for_it(school, tmp_path):
+    with Database().connection() as connection:
+        session = catalog.ensure_session(connection, SessionKey("Art1", DAYS[0]))
+        student_id = catalog.ensure_named_student(connection, session.class_id, "Ada")
+    home = get_settings().home
+    prepare_dagster_home(get_settings())
+    job = defs.resolve_job_def("rename_student")
+    code = RepositoryPythonOrigin(sys.executable, ModuleCodePointer("pipelines.definitions", "defs"))
+    log = tmp_path / "worker.log"
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "worker"]
+    with dg.DagsterInstance.get() as instance, running(command, log) as worker:
+        run = instance.create_run_for_job(
+            job,
+            run_config={"ops": {job.name: {"config": {"student_id": student_id, "name": "Ada King"}}}},
+            status=dg.DagsterRunStatus.STARTING,
+            job_code_origin=JobPythonOrigin(job.name, code),
+        )
+        args = ExecuteRunArgs(run.job_code_origin, run.run_id, instance.get_ref(), set_exit_code_on_failure=False)
+        wait_for(lambda: f"{os.uname().nodename} ready." in log.read_text(), 120, "the worker")
+        assert embedded.stop(home / "postgres")
+        instance.run_launcher.celery.send_task("execute_job", kwargs={"execute_job_args_packed": pack_value(args)})
+        try:
+            # Twice: what is tried again may fail again.
+            wait_for(lambda: log.read_text().count("retry: Retry in") >= 2, 60, "the worker to try again")
+        finally:
+            embedded.ensure(home / "postgres")
+        wait_for(lambda: instance.get_run_by_id(run.run_id).is_finished, 120, "the run")
+        worker.terminate()
+        assert worker.wait(60) == 0
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
+        starts = instance.all_logs(run.run_id, {dg.DagsterEventType.STEP_START})
+    assert len(starts) == 1
+    assert counted("SELECT count(*) FROM decisions WHERE run_id = %s", run.run_id) == 1
 
 
 def test_a_run_is_held_until_its_connection_ends(database):

@@ -38,7 +38,7 @@ def build_calibration(spec: ModelSpec) -> dg.AssetsDefinition:
             report, searches = calibrate_class(
                 database, class_name, spec.name, version, config.fpir, context.run.run_id
             )
-            metadata = report.model_dump(exclude_none=True)
+            metadata = report.model_dump(mode="json", exclude_none=True)
             if len(searches.genuine) + len(searches.impostor):
                 threshold = None if report.operating_distance is None else 1 - report.operating_distance
                 drawing = score_plot(searches.genuine, searches.impostor, threshold).encode()

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import dagster as dg
+import psycopg
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from pipelines.errors import AttendanseeError
@@ -74,8 +75,23 @@ def plain_failure(prefix: str = "") -> Iterator[None]:
     """Let a step fail with the sentence meant for a person, and not a second time for the same reason."""
     try:
         yield
-    except AttendanseeError as error:
-        raise dg.Failure(f"{prefix}{error}", allow_retries=False) from error
+    except Exception as error:
+        without_rows(error)
+        if isinstance(error, AttendanseeError):
+            raise dg.Failure(f"{prefix}{error}", allow_retries=False) from error
+        raise
+
+
+def without_rows(error: BaseException) -> None:
+    """Leave out of an error, and of those that led to it, what PostgreSQL says after the first line.
+
+    Those lines show rows, which may be vectors, and Dagster writes an error with its causes into the event log.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, psycopg.Error):
+            cause.args = (str(cause).partition("\n")[0],)
+        cause = cause.__cause__ or cause.__context__
 
 
 def for_each_session(
@@ -106,12 +122,15 @@ def for_each_partition(
         except AttendanseeError as error:
             failed[key] = str(error)
         except Exception as error:  # noqa: BLE001 - raised below, once the others are done
-            # Of PostgreSQL's errors the lines after the first show the row, which may be a vector.
+            without_rows(error)
             unforeseen, failed[key] = error, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if key in failed:
             context.log.error(f"{key}: {failed[key]}")
     if unforeseen is not None and (len(keys) == 1 or context.retry_number < RETRY.max_retries):
         raise unforeseen
+    # Of the run that this one repeats: noted there, inherited with its tags, and made now.
+    if formerly := failed_partitions(context, context.asset_key).keys() & made.keys():
+        note_failed(context, context.asset_key, dict.fromkeys(formerly, ""))
     if not failed:
         for key, metadata in made.items():
             # What is returned with the result would be copied to every partition.
@@ -144,7 +163,8 @@ def note_failed(
 ) -> None:
     """Say to the later stages of this run which partitions of the asset they must leave out, and why.
 
-    In the run's tags, which everybody sees and a retry of the run inherits.
+    In the run's tags, which everybody sees and a retry of the run inherits. No tag can be removed from a run: an empty
+    reason says that the partition has not failed.
     """
     prefix = _failed_prefix(asset)
     context.instance.add_run_tags(
@@ -159,7 +179,12 @@ def failed_partitions(
     run = context.instance.get_run_by_id(context.run.run_id)
     prefixes = tuple(map(_failed_prefix, assets))
     tags = run.tags.items() if run is not None else ()
-    return {tag.removeprefix(prefix): reason for tag, reason in tags for prefix in prefixes if tag.startswith(prefix)}
+    return {
+        tag.removeprefix(prefix): reason
+        for tag, reason in tags
+        for prefix in prefixes
+        if reason and tag.startswith(prefix)
+    }
 
 
 def _failed_prefix(asset: dg.AssetKey) -> str:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.commands.common import plain_errors
-from pipelines.resources.embedding.registry import REGISTRY
+from pipelines.commands.common import MODEL, plain_errors
 from pipelines.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", type=click.Choice(list(REGISTRY)), required=True, help="Embedding model.")
+@click.option("--model", type=MODEL, required=True, help="Embedding model.")
 @click.option("--class", "class_name", help="Only this class.")
 @click.option("--all", "everything", is_flag=True, help="Also the sessions that lack nothing; stored vectors stay.")
 @plain_errors

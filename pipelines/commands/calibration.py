@@ -5,17 +5,14 @@ import json
 import click
 from pydantic import BaseModel
 
-from pipelines.commands.common import current_user, plain_errors
+from pipelines.commands.common import MODEL, current_user, plain_errors
 from pipelines.errors import ConflictError
-from pipelines.resources.embedding.registry import REGISTRY
 from pipelines.settings import get_settings
 
 
 @click.command()
 @click.argument("class_name", metavar="CLASS")
-@click.option(
-    "--model", type=click.Choice(list(REGISTRY)), default=None, help="Embedding model; default: the class's active one."
-)
+@click.option("--model", type=MODEL, default=None, help="Embedding model; default: the class's active one.")
 @click.option("--fpir", default=0.01, show_default=True, help="False-positive identification rate to keep.")
 @click.option("--adopt", is_flag=True, help="Let the thresholds hold from the next run on; needs --reason.")
 @click.option("--reset", is_flag=True, help="Let the model's own thresholds hold again, and calibrate nothing.")
@@ -27,7 +24,8 @@ def calibrate(
 ) -> None:
     """Find thresholds for CLASS in its confirmed identities.
 
-    Nothing but --adopt and --reset changes what holds, and neither changes what is decided before the next run.
+    Nothing but --adopt and --reset changes what holds, and neither changes what is decided before the next run. What was
+    adopted last, by whom, when and why is shown as last_adopted_....
     """
     from pipelines.database import catalog
     from pipelines.services.calibration import CalibrationConfig, adopt_calibration, calibrate_class, reset_calibration
@@ -56,7 +54,7 @@ def calibrate(
 
 def _print(answer: BaseModel, style: str, adoption: BaseModel | None = None) -> None:
     """The answer, and what was adopted of it, as one table or object."""
-    figures, adopted = (part.model_dump() if part else {} for part in (answer, adoption))
+    figures, adopted = (part.model_dump(mode="json") if part else {} for part in (answer, adoption))
     if style == "json":
         click.echo(json.dumps(figures | ({"adopted": adopted} if adopted else {}), ensure_ascii=False, indent=2))
         return

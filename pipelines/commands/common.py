@@ -10,7 +10,23 @@ import click
 from pydantic import BaseModel
 
 from pipelines.errors import AttendanseeError
+from pipelines.resources.embedding.registry import BROKEN, REGISTRY
 
+
+class _Model(click.Choice):
+    """A model's name; one whose definition is broken ends the command without a second message."""
+
+    def __init__(self) -> None:
+        super().__init__(list(REGISTRY))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in BROKEN:
+            # The reason and the remedy are told when the registry is read, as this command started.
+            raise click.exceptions.Exit(1)
+        return super().convert(value, param, ctx)
+
+
+MODEL = _Model()
 CLASS = click.argument("class_name", metavar="CLASS")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the whole answer as JSON.")
 

@@ -5,19 +5,18 @@ from typing import Any
 
 import click
 
-from pipelines.commands.common import AS_JSON, CLASS, current_user, plain_errors, print_json
-from pipelines.resources.embedding.registry import REGISTRY
+from pipelines.commands.common import AS_JSON, CLASS, MODEL, current_user, plain_errors, print_json
 from pipelines.settings import get_settings
 
 # Rows of each list in a terminal; the other formats give all.
 _ROWS_SHOWN = 50
 
-_MODEL = click.argument("model_name", metavar="MODEL", type=click.Choice(list(REGISTRY)))
+_MODEL = click.argument("model_name", metavar="MODEL", type=MODEL)
 
 
 @click.command()
 @CLASS
-@click.option("--model", "model_name", type=click.Choice(list(REGISTRY)), required=True, help="The other model.")
+@click.option("--model", "model_name", type=MODEL, required=True, help="The other model.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @plain_errors
 def compare(class_name: str, model_name: str, style: str) -> None:
@@ -67,7 +66,7 @@ def switch_model(
     import dagster as dg
 
     from pipelines.instance import fail_lost_runs, prepare_dagster_home
-    from pipelines.jobs.model_switch import check_no_run_under_way
+    from pipelines.jobs.model_switch import check_switch
     from pipelines.services.context import default_context
     from pipelines.services.model_switch import ModelSwitchService, SwitchModel
     from pipelines.services.parameters import checked
@@ -84,7 +83,7 @@ def switch_model(
     prepare_dagster_home(context.settings)
     with dg.DagsterInstance.get() as instance:
         fail_lost_runs(instance)
-        check_no_run_under_way(instance, context, parameters)
+        check_switch(instance, context, parameters)
     answer = ModelSwitchService(current_user(), context=context).switch(
         class_name, model_name, reason, accept=accept, allow_missing_sessions=allow_missing_sessions
     )
@@ -139,6 +138,10 @@ def delete_lineage(class_name: str, model_name: str, yes: bool, as_json: bool) -
 
     What people have confirmed stays.
     """
+    import dagster as dg
+
+    from pipelines.instance import fail_lost_runs, prepare_dagster_home
+    from pipelines.jobs.model_switch import check_deletion
     from pipelines.services.context import default_context
     from pipelines.services.model_switch import ModelSwitchService
 
@@ -147,7 +150,12 @@ def delete_lineage(class_name: str, model_name: str, yes: bool, as_json: bool) -
             f"Delete all that {model_name} has said about {class_name}? There is no way back but a new backfill.",
             abort=True,
         )
-    answer = ModelSwitchService(current_user(), context=default_context()).delete_lineage(class_name, model_name)
+    context = default_context()
+    prepare_dagster_home(context.settings)
+    with dg.DagsterInstance.get() as instance:
+        fail_lost_runs(instance)
+        check_deletion(instance, model_name, class_name)
+    answer = ModelSwitchService(current_user(), context=context).delete_lineage(class_name, model_name)
     if as_json:
         print_json(answer)
         return

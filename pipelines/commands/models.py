@@ -1,15 +1,15 @@
 """`attendansee models ...`: which embedding models there are, their weights, and models of one's own."""
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from psycopg import Connection
 
-from pipelines.commands.common import plain_errors
+from pipelines.commands.common import MODEL, current_user, plain_errors
 from pipelines.errors import ConflictError, ModelError
 from pipelines.resources.embedding.preprocessing import Channels, CropPolicy, Layout, Normalization
-from pipelines.resources.embedding.registry import BUILT_IN, REGISTRY
+from pipelines.resources.embedding.registry import BUILT_IN
 from pipelines.settings import Settings, get_settings
 
 _BUILT_IN = click.Choice(list(BUILT_IN))
@@ -18,6 +18,16 @@ _CROPS: dict[str, CropPolicy] = {
     "five_point_dlib": "five_point_dlib",
     "deepface": "deepface",
 }
+
+
+class _Distance(click.FloatRange):
+    """A range that nan is not in: click compares it, and no comparison with nan is true."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 @click.group(invoke_without_command=True)
@@ -87,7 +97,7 @@ def _say_ready(name: str, weights: Any) -> None:
 
 
 @models.command()
-@click.argument("name", type=click.Choice(list(REGISTRY)))
+@click.argument("name", type=MODEL)
 @click.option("--int8", is_flag=True, help="Make the 8-bit network of ATTENDANSEE_ENGINE=onnx-int8 instead.")
 @plain_errors
 def convert(name: str, int8: bool) -> None:
@@ -106,7 +116,7 @@ def convert(name: str, int8: bool) -> None:
 @click.option("--dimension", type=click.IntRange(2, 2000), required=True, help="Length of its vectors.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 2, min_open=True, max_open=True),
+    type=_Distance(0, 2, min_open=True, max_open=True),
     required=True,
     help="Cosine distance up to which two crops show one person. `attendansee calibrate` finds a better one later.",
 )
@@ -168,10 +178,15 @@ def add_onnx(name: str, file: Path, crop: str, licence: str, **options: Any) -> 
 def remove(name: str, yes: bool) -> None:
     """Remove model NAME that was added with add-onnx, its vectors and all that it has said.
 
-    What people have confirmed stays. A model that is active in a class is not removed.
+    What people have confirmed stays. A model that is active in a class, or that a run works with, is not removed.
     """
-    from pipelines.resources.database import Database
+    import dagster as dg
+
+    from pipelines.instance import fail_lost_runs, prepare_dagster_home
+    from pipelines.jobs.model_switch import check_deletion
     from pipelines.resources.embedding.definition import models_folder, read_definitions, remove_definition
+    from pipelines.services.context import default_context
+    from pipelines.services.model_switch import ModelSwitchService
 
     settings = get_settings()
     if name in BUILT_IN:
@@ -182,43 +197,17 @@ def remove(name: str, yes: bool) -> None:
         )
     if settings.model == name:
         raise ConflictError(f"{name} is the model of new classes: set ATTENDANSEE_MODEL to another one first.")
-    with Database().connection() as connection:
-        _check_inactive(connection, name)
     if not yes:
         click.confirm(
             f"Remove {name} with all its vectors? There is no way back but adding and backfilling.", abort=True
         )
-    with Database().connection() as connection:
-        _delete_lineages(connection, name)
+    prepare_dagster_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        fail_lost_runs(instance)
+        check_deletion(instance, name)
+    ModelSwitchService(current_user(), context=default_context()).delete_model(name)
     remove_definition(settings.home, name)
     click.echo(f"{name} is removed; a UI that is running shows it until its restart.")
-
-
-def _check_inactive(connection: Connection, name: str) -> None:
-    from pipelines.database import catalog
-
-    active = sorted(class_name for class_name, model in catalog.active_models(connection).items() if model == name)
-    if active:
-        raise ConflictError(
-            f"{name} is the active model of {', '.join(active)}: give each class another one (`attendansee switch-model`) "
-            "first."
-        )
-
-
-def _delete_lineages(connection: Connection, name: str) -> None:
-    """Delete what a model, known to the registry or not, has said about every class, and its table."""
-    from pipelines.database import catalog, lineages
-    from pipelines.database.embedding_tables import drop_embedding_table, embedding_dimensions
-
-    classes = [catalog.find_class(connection, class_name) for class_name in catalog.class_names(connection)]
-    for class_id in sorted(classes):
-        catalog.lock_class(connection, class_id)
-    _check_inactive(connection, name)
-    if name in embedding_dimensions(connection):
-        for class_id in classes:
-            lineages.delete_lineage(connection, class_id, name)
-            catalog.delete_empty_provisional_students(connection, class_id, name)
-        drop_embedding_table(connection, name)
 
 
 def _check_free(name: str, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Thresholds measured on a class's confirmed identities, and which of them people adopted."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from psycopg import Connection
 from psycopg.rows import class_row
@@ -33,6 +34,16 @@ class StoredCalibration:
     verification_distance: float
     slope: float
     fpir: float
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """Who let which thresholds hold, when and why; calibration_id: None for the model's own."""
+
+    calibration_id: int | None
+    adopted_by: str
+    reason: str | None
+    adopted_at: datetime
 
 
 def read_confirmed(connection: Connection, class_id: int) -> list[ConfirmedCrop]:
@@ -88,12 +99,20 @@ def find_calibration(connection: Connection, calibration_id: int) -> StoredCalib
 
 def adopted_calibration(connection: Connection, class_id: int, model: str) -> StoredCalibration | None:
     """The calibration whose thresholds a person has adopted for the class and model; None where the model's own hold."""
-    row = connection.execute(
-        """SELECT calibration_id FROM calibration_adoptions
-        WHERE class_id = %s AND model = %s ORDER BY id DESC LIMIT 1""",
-        [class_id, model],
-    ).fetchone()
-    return None if row is None or row[0] is None else find_calibration(connection, row[0])
+    adoption = last_adoption(connection, class_id, model)
+    if adoption is None or adoption.calibration_id is None:
+        return None
+    return find_calibration(connection, adoption.calibration_id)
+
+
+def last_adoption(connection: Connection, class_id: int, model: str) -> Adoption | None:
+    """What a person said last about the thresholds of the class and model; None where nobody has said anything."""
+    with connection.cursor(row_factory=class_row(Adoption)) as cursor:
+        return cursor.execute(
+            """SELECT calibration_id, adopted_by, reason, adopted_at FROM calibration_adoptions
+            WHERE class_id = %s AND model = %s ORDER BY id DESC LIMIT 1""",
+            [class_id, model],
+        ).fetchone()
 
 
 def append_adoption(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import dagster as dg
 
 from pipelines.errors import ModelError, PhotoStoreError
+from pipelines.instance import UNFINISHED
 from pipelines.partitions import CLASS_TAG, ENROL, MODEL_TAG, SessionKey, classes, sessions
 from pipelines.resources.embedding.registry import BROKEN
 from pipelines.resources.photo_store import Listing, PhotoStore
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 Job: TypeAlias = "dg.JobDefinition | UnresolvedAssetJobDefinition"
 
 MINIMUM_INTERVAL_SECONDS = 30
-# NOT_STARTED is left out: the daemon queues what it requested before the next tick, so such a run was abandoned.
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _NAMES_SHOWN = 5
 
 
@@ -116,7 +110,7 @@ def _running_enrolments(instance: dg.DagsterInstance, listing: Listing) -> Colle
     keys = {str(SessionKey(photo.class_name, ENROL)) for photo in listing.photos if photo.session_name == ENROL}
     if not keys:
         return ()
-    unfinished = dg.RunsFilter(statuses=_UNFINISHED, tags={"dagster/partition": sorted(keys)})
+    unfinished = dg.RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": sorted(keys)})
     return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished)}
 
 

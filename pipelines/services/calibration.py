@@ -1,6 +1,7 @@
 """Thresholds for a class from the identities that people confirmed in it, and their adoption by a person."""
 
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
 import numpy as np
 from psycopg import Connection
@@ -23,6 +24,7 @@ class CalibrationConfig(Parameters):
         default=0.01,
         ge=0.0001,
         le=0.5,
+        allow_inf_nan=False,
         description="False-positive identification rate: the share of faces of people who are not enrolled that may be "
         "taken for a student.",
     )
@@ -74,6 +76,15 @@ class CalibrationReport(BaseModel):
     in_use_verification_threshold: float
     in_use_fpir: float | None = Field(description="The same rates at the threshold that holds now.")
     in_use_tpir: float | None
+    last_adopted_calibration_id: int | None = Field(
+        default=None, description="The calibration that a person adopted last; null: the model's own thresholds."
+    )
+    last_adopted_operating_distance: float | None = Field(
+        default=None, description="Its threshold, in use unless it was measured on another version of the vectors."
+    )
+    last_adopted_by: str | None = None
+    last_adopted_reason: str | None = None
+    last_adopted_at: datetime | None = None
 
 
 class AdoptionAnswer(BaseModel):
@@ -100,6 +111,7 @@ def calibrate_class(
     with database.connection() as connection:
         class_id = catalog.find_class(connection, class_name)
         spec = class_spec(connection, model_name, class_id, version=version)
+        adopted = _last_adopted(connection, class_id, model_name)
         confirmed = {crop.crop_id: crop for crop in calibrations.read_confirmed(connection, class_id)}
         ids, vectors = crops.read_embeddings(connection, model_name, version, confirmed, spec.dimension)
     compared = [confirmed[crop_id] for crop_id in ids]
@@ -124,6 +136,7 @@ def calibrate_class(
         in_use_verification_threshold=spec.verification_threshold,
         in_use_fpir=searches.false_positives(in_use).share if len(searches.impostor) else None,
         in_use_tpir=searches.true_positives(in_use).share if len(searches.genuine) else None,
+        **adopted,
     )
     try:
         found = calibrate(searches, fpir)
@@ -134,6 +147,20 @@ def calibrate_class(
             connection, found, class_id=class_id, model=model_name, version=version, fpir=fpir, run_id=run_id
         )
     return report.model_copy(update={"calibration_id": calibration_id, **_figures(found, searches)}), searches
+
+
+def _last_adopted(connection: Connection, class_id: int, model_name: str) -> dict[str, Any]:
+    """What a report says of the last adoption; nothing where there was none."""
+    adoption = calibrations.last_adoption(connection, class_id, model_name)
+    if adoption is None:
+        return {}
+    return {
+        "last_adopted_calibration_id": adoption.calibration_id,
+        "last_adopted_operating_distance": class_spec(connection, model_name, class_id).assignment_distance,
+        "last_adopted_by": adoption.adopted_by,
+        "last_adopted_reason": adoption.reason,
+        "last_adopted_at": adoption.adopted_at,
+    }
 
 
 def _figures(found: Calibration, searches: Searches) -> dict[str, float | str]:

@@ -8,6 +8,7 @@ from psycopg import Connection
 from pydantic import BaseModel, Field
 
 from pipelines.database import catalog, lineages
+from pipelines.database.embedding_tables import drop_embedding_table, embedding_dimensions
 from pipelines.errors import ConflictError, ParameterError
 from pipelines.partitions import SessionKey
 from pipelines.resources.embedding.registry import get_spec
@@ -106,9 +107,9 @@ class ModelSwitchService:
         """Make the model the class's active one: its attendance counts, and new photos are processed with it.
 
         Refused while its lineage does not cover every session and crop, unless allow_missing_sessions; and while it takes
-        a confirmed crop for somebody else, unless the crop is in `accept`. Nothing of either lineage changes, so that
-        switching back gives the register that there was. A model that counted before is only asked about what was
-        confirmed since. Raises WeightsError where the model could not process new photos.
+        a confirmed crop for somebody else, unless the crop is in `accept`, which names no others. Nothing of either
+        lineage changes, so that switching back gives the register that there was. A model that counted before is only
+        asked about what was confirmed since. Raises WeightsError where the model could not process new photos.
         """
         cleaned = clean_reason(reason)
         if cleaned is None:
@@ -125,6 +126,18 @@ class ModelSwitchService:
             if refused := against.keys() - set(accept):
                 raise ConflictError(
                     _contradiction_message(connection, class_id, class_name, model_name, against, refused)
+                )
+            # What an earlier switch to the model accepted is not asked again, and may be said again.
+            formerly = {
+                crop_id
+                for switch in lineages.read_switches(connection, class_id)
+                if switch.new_model == model_name
+                for crop_id in switch.accepted_crops
+            }
+            if mistaken := sorted(set(accept) - against.keys() - formerly):
+                raise ConflictError(
+                    f"The switch of {class_name} to {model_name} asks nothing about the face crops "
+                    f"{_listed(list(map(str, mistaken)), ', ')}: accept those alone that its refusal names."
                 )
             switch_id = lineages.switch_model(
                 connection,
@@ -158,8 +171,7 @@ class ModelSwitchService:
                 raise ConflictError(
                     f"{model_name} is the active model of {class_name}: switch to another one before deleting its lineage."
                 )
-            deleted = lineages.delete_lineage(connection, class_id, model_name)
-            students = catalog.delete_empty_provisional_students(connection, class_id, model_name)
+            deleted, students = _delete(connection, class_id, model_name)
         return DeleteAnswer(
             class_id=class_id,
             class_name=class_name,
@@ -170,10 +182,34 @@ class ModelSwitchService:
             **deleted._asdict(),
         )
 
+    def delete_model(self, model_name: str) -> None:
+        """Delete what the model, which the registry need not know, has said about every class, and its table.
+
+        Refused where the model is active in a class.
+        """
+        with self.context.database.connection() as connection:
+            classes = [self._locked(connection, class_name) for class_name in catalog.class_names(connection)]
+            active = sorted(name for name, model in catalog.active_models(connection).items() if model == model_name)
+            if active:
+                raise ConflictError(
+                    f"{model_name} is the active model of {', '.join(active)}: give each class another one "
+                    "(`attendansee switch-model`) first."
+                )
+            if model_name in embedding_dimensions(connection):
+                for class_id in classes:
+                    _delete(connection, class_id, model_name)
+                drop_embedding_table(connection, model_name)
+
     def _locked(self, connection: Connection, class_name: str) -> int:
         class_id = catalog.find_class(connection, class_name)
         catalog.lock_class(connection, class_id, self.context.lock_patience_s)
         return class_id
+
+
+def _delete(connection: Connection, class_id: int, model: str) -> tuple[lineages.Deleted, int]:
+    """Delete a lineage; returns how much that was, and how many students nobody else knows."""
+    deleted = lineages.delete_lineage(connection, class_id, model)
+    return deleted, catalog.delete_empty_provisional_students(connection, class_id, model)
 
 
 def _contradictions(connection: Connection, class_id: int, model: str, version: str) -> dict[int, Answer]:

@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Callable
+from datetime import datetime
 
 import dagster as dg
 import pytest
@@ -59,6 +60,25 @@ def test_the_metadata_state_counts_rates_intervals_and_thresholds(confirmed_clas
         ).fetchall()
     expected = (shown["calibration_id"], "dlib", shown["version"], result.run_id, shown["operating_distance"])
     assert stored == [expected]
+
+
+def test_the_metadata_say_who_adopted_which_threshold_when_and_why(confirmed_class, materialize):
+    first = metadata(materialize(fpir=0.05))
+    assert not [name for name in first if name.startswith("last_adopted")]
+    adopt_calibration(default_context(), first["calibration_id"], "a trial", adopted_by="ann")
+    shown = metadata(materialize())
+    assert shown["last_adopted_calibration_id"] == first["calibration_id"]
+    assert shown["last_adopted_operating_distance"] == first["operating_distance"] == shown["in_use_operating_distance"]
+    assert (shown["last_adopted_by"], shown["last_adopted_reason"]) == ("ann", "a trial")
+    with confirmed_class.database.connection() as connection:
+        (adopted_at,) = connection.execute("SELECT adopted_at FROM calibration_adoptions").fetchone()
+    assert datetime.fromisoformat(shown["last_adopted_at"]) == adopted_at
+    with confirmed_class.database.connection() as connection:
+        # Of vectors that are in use no more: shown, and not in use.
+        connection.execute("UPDATE calibrations SET version = 'old'")
+    shown = metadata(materialize())
+    assert shown["last_adopted_operating_distance"] == first["operating_distance"]
+    assert shown["in_use_operating_distance"] == 0.065
 
 
 def test_the_distributions_are_drawn_with_the_threshold(confirmed_class, materialize):

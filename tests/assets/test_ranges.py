@@ -1,5 +1,6 @@
 """Runs over several sessions, as a backfill has them: one that fails stops no other, and is recorded as failed."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,12 +42,20 @@ class Runs:
         self.keys = keys
         self.store = store
 
-    def __call__(self, assets: list[dg.AssetKey], first: str = "", last: str = "") -> dg.ExecuteInProcessResult:
+    def __call__(
+        self,
+        assets: list[dg.AssetKey],
+        first: str = "",
+        last: str = "",
+        repeats: dg.ExecuteInProcessResult | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        """repeats: the run whose tags this one inherits, as "Re-execute all" in the UI has it."""
+        inherited = dict(self.instance.get_run_by_id(repeats.run_id).tags) if repeats else {}
         job = defs.resolve_job_def("process_session_dlib").get_subset(asset_selection=set(assets))
         start, end = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
         return job.execute_in_process(
             instance=self.instance,
-            tags={start: first or self.keys[0], end: last or first or self.keys[-1]},
+            tags={**inherited, start: first or self.keys[0], end: last or first or self.keys[-1]},
             run_config={"resources": {"photo_store": {"config": self.store}}},
             raise_on_error=False,
         )
@@ -159,6 +168,44 @@ def test_a_second_run_over_the_session_that_failed_is_all_that_is_left_to_do(mak
     assert runs([*PHOTOS, *LINEAGE], "Math101__s2").success
     for asset in (*PHOTOS, *LINEAGE):
         assert runs.status(asset) == {"s1": MADE, "s2": MADE}
+
+
+def test_a_repeated_run_does_not_leave_out_what_failed_in_the_first(make_runs, root):
+    runs = make_runs("s1", "s2", "s3")
+    (root / "Math101" / "s2").rename(root / "Math101" / "elsewhere")
+    first = runs([*PHOTOS, *LINEAGE])
+    assert "1 of 3 failed" in why(first)
+    second = runs([*PHOTOS, *LINEAGE], repeats=first)
+    assert "1 of 3 failed" in why(second), "it is still not there"
+    (root / "Math101" / "elsewhere").rename(root / "Math101" / "s2")
+    (root / "Math101" / "s3").rename(root / "Math101" / "gone")
+    third = runs([*PHOTOS, *LINEAGE], repeats=second)
+    assert why(third).startswith("1 of 3 failed, the others are done. Math101__s3: ")
+    for asset in (*PHOTOS, *LINEAGE):
+        assert runs.status(asset) == {"s1": MADE, "s2": MADE, "s3": FAILED}
+
+
+def test_a_retry_of_the_last_stage_alone_still_leaves_out_what_failed_before_it(make_runs, root):
+    runs = make_runs("s1", "s2")
+    (root / "Math101" / "s2").rename(root / "Math101" / "elsewhere")
+    first = runs([*PHOTOS, *LINEAGE])
+    (root / "Math101" / "elsewhere").rename(root / "Math101" / "s2")
+    assert "1 of 2 failed, the others are done. Math101__s2: " in why(runs(LINEAGE[-1:], repeats=first))
+
+
+@pytest.mark.parametrize("sessions", [("s1",), ("s1", "s2")], ids=["of one session", "of a range"])
+def test_a_row_that_postgresql_refuses_is_not_in_the_event_log(make_runs, database, sessions):
+    runs = make_runs(*sessions)
+    runs(PHOTOS)
+    with database.connection() as connection:
+        connection.execute("ALTER TABLE embeddings_dlib ADD CONSTRAINT none_at_all CHECK (crop_id < 0)")
+    result = runs(LINEAGE)
+    assert not result.success
+    log = "\n".join(entry.to_json() for entry in runs.instance.all_logs(result.run_id))
+    assert 'violates check constraint \\"none_at_all\\"' in log
+    assert "Failing row" not in log
+    assert "DETAIL" not in log
+    assert not re.search(r"(-?\d*\.\d+(e-?\d+)?[,\s\]]+){8}", log), "a vector"
 
 
 @pytest.mark.parametrize("first", ["s1", "enrol"])

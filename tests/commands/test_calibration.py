@@ -1,6 +1,9 @@
 """`attendansee calibrate` as people type it."""
 
+import getpass
 import json
+import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner, Result
@@ -23,6 +26,7 @@ def test_thresholds_are_printed_and_hold_only_once_they_are_adopted(confirmed_cl
     shown = calibrate("m")
     assert shown.exit_code == 0
     assert "2 of 300 faces searched for among all other students found somebody" in shown.stdout
+    assert "last_adopted" not in shown.stdout
     for words in ("impostor_comparisons           300", "fpir_high                      0.0239", "slope "):
         assert words in shown.stdout
     assert in_use(confirmed_class) == 0.065
@@ -35,8 +39,22 @@ def test_thresholds_are_printed_and_hold_only_once_they_are_adopted(confirmed_cl
         (row,) = connection.execute("SELECT adopted_by <> '', reason FROM calibration_adoptions").fetchall()
     assert row == (True, "a trial")
 
+    # Who it was is shown from now on.
+    later = json.loads(calibrate("m", "--format", "json").stdout)
+    assert later["last_adopted_calibration_id"] == adopted["calibration_id"] != later["calibration_id"]
+    assert later["last_adopted_operating_distance"] == adopted["operating_distance"]
+    assert (later["last_adopted_by"], later["last_adopted_reason"]) == (getpass.getuser(), "a trial")
+    assert datetime.now(UTC) - datetime.fromisoformat(later["last_adopted_at"]) < timedelta(minutes=10)
+    table = calibrate("m").stdout
+    assert re.search(r"^last_adopted_reason +a trial$", table, re.MULTILINE)
+    assert re.search(rf"^last_adopted_at +{later['last_adopted_at']}$", table, re.MULTILINE)
+
     assert "assignment_distance            0.0650" in calibrate("m", "--reset").stdout
     assert in_use(confirmed_class) == 0.065
+    reset = json.loads(calibrate("m", "--format", "json").stdout)
+    assert reset["last_adopted_calibration_id"] is None
+    assert (reset["last_adopted_by"], reset["last_adopted_reason"]) == (getpass.getuser(), None)
+    assert reset["last_adopted_operating_distance"] == 0.065
 
 
 def test_too_few_identities_are_said_in_numbers_and_nothing_is_adopted(embedded_class):
@@ -57,7 +75,7 @@ def test_too_few_identities_are_said_in_numbers_and_nothing_is_adopted(embedded_
     [
         (["nowhere"], 1, "There is no class 'nowhere'"),
         (["m", "--fpir", "0.7"], 1, "fpir cannot be used: Input should be less than or equal to 0.5"),
-        (["m", "--fpir", "nan"], 1, "fpir cannot be used"),
+        (["m", "--fpir", "nan"], 1, "fpir cannot be used: Input should be a finite number (allowed: 0.0001 to 0.5).\n"),
         (["m", "--adopt"], 2, "--adopt needs --reason"),
         (["m", "--adopt", "--reset", "--reason", "both"], 2, "exclude each other"),
         (["m", "--model", "magic"], 2, "magic"),

@@ -6,9 +6,12 @@ import io
 import json
 import re
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
+from dagster._core.execution.backfill import BulkActionStatus
 
+from pipelines.backfill import Plan, launch_backfill
 from pipelines.cli import main
 from pipelines.services.decisions import DecisionService
 
@@ -77,6 +80,13 @@ def test_there_and_back_again_and_the_end_of_a_lineage(made, database):
     assert first.endswith(f" dlib -> facenet by {getpass.getuser()}: better with masks")
     (_, switch) = json.loads(attendansee("model-history", "m", "--json").stdout)
     assert (switch["new_model"], switch["accepted_crops"], switch["missing_sessions"]) == ("facenet", [], [])
+
+    with dg.DagsterInstance.get() as instance:
+        backfill_id = launch_backfill(instance, Plan(["m__1"], [], 0, {}), "facenet")
+        refused = attendansee("delete-lineage", "m", "facenet", "--yes")
+        instance.update_backfill(instance.get_backfill(backfill_id).with_status(BulkActionStatus.CANCELED))
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"Error: The backfill {backfill_id} of facenet has not ended")
 
     declined = attendansee("delete-lineage", "m", "facenet", answer="n\n")
     assert declined.exit_code == 1

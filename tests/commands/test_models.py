@@ -8,21 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from dagster._core.execution.backfill import BulkActionStatus
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from pipelines.backfill import Plan, launch_backfill
 from pipelines.cli import main
 from pipelines.database import catalog
 from pipelines.database.embedding_tables import embedding_dimensions
 from pipelines.demo_photos import make_demo_photos
 from pipelines.errors import ModelError, WeightsError
 from pipelines.faces.alignment import ARCFACE_112, five_point_chip
+from pipelines.instance import prepare_dagster_home
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.made_crops import made_crops
 from pipelines.resources.embedding.model import load_model
@@ -359,6 +363,7 @@ def test_a_file_that_is_not_there_is_named(own_home: Path, tmp_path: Path) -> No
     [
         (("--dimension", 3000), "3000"),
         (("--threshold", 0), "0<x<2"),
+        (("--threshold", "nan"), "Invalid value for '--threshold': nan is not a number."),
         (("--normalization", "imagenet"), "imagenet"),
         (("--crop", "loose"), "loose"),
     ],
@@ -461,6 +466,11 @@ def test_broken_definitions_are_told_and_everything_else_goes_on(tiny: ModelSpec
     listed = attendansee("models").stdout
     assert listed.count("BROKEN") == len(names)
     assert "dimension: Input should be greater than or equal to 2" in listed
+    refused = fresh("backfill", "--model", "empty")
+    assert refused.returncode == 1
+    (line,) = [line for line in refused.stderr.splitlines() if "'empty'" in line]
+    assert line.startswith("The model 'empty' is left out, for ")
+    assert len(refused.stderr.splitlines()) == len(names), "a sentence for each broken definition, and nothing else"
     # Asking for it tells the reason too.
     program = "from pipelines.resources.embedding.registry import get_spec; get_spec('empty')"
     assert "The model 'empty' is left out" in fresh_python(program).stderr
@@ -507,6 +517,20 @@ def test_removing_takes_the_vectors_and_leaves_what_people_said(
         assert connection.execute("SELECT count(*) FROM embeddings_dlib").fetchone() == (2,)
     gone = attendansee("models", "remove", "tiny", "--yes")
     assert (gone.exit_code, "No model 'tiny' was added" in gone.stderr) == (1, True)
+
+
+def test_a_model_that_a_backfill_works_with_is_not_removed(tiny: ModelSpec, own_home: Path, made_class: Any) -> None:
+    made_class.session("m__1", [["ann"]])
+    prepare_dagster_home(get_settings())
+    with dg.DagsterInstance.get() as instance:
+        backfill_id = launch_backfill(instance, Plan(["m__1"], ["m"], 0, {}), "tiny")
+        refused = attendansee("models", "remove", "tiny", "--yes")
+        instance.update_backfill(instance.get_backfill(backfill_id).with_status(BulkActionStatus.CANCELED))
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"Error: The backfill {backfill_id} of tiny has not ended")
+    assert refused.stderr.count("\n") == 1
+    assert set(home_models(own_home)[0]) == {"tiny"}
+    assert attendansee("models", "remove", "tiny", "--yes").exit_code == 0
 
 
 def test_the_model_of_new_classes_is_not_removed(tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

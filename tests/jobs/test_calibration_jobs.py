@@ -1,35 +1,15 @@
 """Adopting thresholds and going back, launched as the UI launches them."""
 
-import dagster as dg
 import pytest
 
 from pipelines.database import catalog
-from pipelines.definitions import defs
 from pipelines.jobs.calibration import CALIBRATION_JOBS
 from pipelines.resources.embedding.registry import get_spec
 from pipelines.services.calibration import calibrate_class
 from pipelines.services.thresholds import class_spec
 
 
-def launch(name: str, /, **config: object) -> dg.ExecuteInProcessResult:
-    return defs.resolve_job_def(name).execute_in_process(
-        run_config={"ops": {name: {"config": config}}}, raise_on_error=False
-    )
-
-
-def response(result: dg.ExecuteInProcessResult) -> dict:
-    assert result.success
-    (output,) = [event.step_output_data for event in result.all_node_events if event.is_successful_output]
-    return output.metadata["response"].value
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    assert not result.success
-    (event,) = [event for event in result.all_node_events if event.is_step_failure]
-    return str(event.event_specific_data.error)
-
-
-def test_thresholds_are_adopted_by_the_id_that_their_metadata_give_and_reset(confirmed_class):
+def test_thresholds_are_adopted_by_the_id_that_their_metadata_give_and_reset(launch, response, confirmed_class):
     database = confirmed_class.database
     report, _ = calibrate_class(database, "m", "dlib", confirmed_class.version, 0.01)
     adopted = launch("adopt_calibration", calibration_id=report.calibration_id, reason="fewer misses")
@@ -57,7 +37,7 @@ def test_thresholds_are_adopted_by_the_id_that_their_metadata_give_and_reset(con
         ("reset_calibration", {"class_name": "m", "embedding_model": "magic"}, "choose one of"),
     ],
 )
-def test_a_mistake_fails_the_run_with_one_sentence(database, name, config, words):
+def test_a_mistake_fails_the_run_with_one_sentence(launch, failure, database, name, config, words):
     assert words in failure(launch(name, **config))
 
 

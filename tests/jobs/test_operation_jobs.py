@@ -78,3 +78,16 @@ def test_what_cannot_be_done_is_said_in_one_sentence_and_not_tried_twice(databas
     result = run(name, dg.DagsterInstance.ephemeral(), **{**required, **config})
     assert not result.success
     assert re.match(expected, sentence(result))
+
+
+def test_a_row_that_postgresql_refuses_is_not_in_the_event_log(embedded_class, database):
+    embedded_class.enrol("Math101", "ann")
+    made = embedded_class.session("Math101__1", [["ann"]])
+    with database.connection() as connection:
+        connection.execute("ALTER TABLE assignments ADD CONSTRAINT none_at_all CHECK (crop_id < 0)")
+    instance = dg.DagsterInstance.ephemeral()
+    result = run("assign_crop", instance, crop_id=made[0, "ann"], embedding_model="dlib")
+    assert not result.success
+    log = "\n".join(entry.to_json() for entry in instance.all_logs(result.run_id))
+    assert 'violates check constraint \\"none_at_all\\"' in log
+    assert "Failing row" not in log

@@ -3,7 +3,6 @@
 import dagster as dg
 import pytest
 
-from pipelines.definitions import defs
 from pipelines.jobs.students import STUDENT_JOBS
 from pipelines.resources import build_resources
 from pipelines.settings import get_settings
@@ -11,29 +10,7 @@ from pipelines.settings import get_settings
 ROSTER = "first_name,last_name,student_id,email\nAda,Lovelace,1,ada@school.org\nBen,Bold,2,\n,,3,\n"
 
 
-@pytest.fixture
-def launch(database):
-    def run(name: str, /, **config: object) -> dg.ExecuteInProcessResult:
-        return defs.resolve_job_def(name).execute_in_process(
-            run_config={"ops": {name: {"config": config}}}, raise_on_error=False
-        )
-
-    return run
-
-
-def response(result: dg.ExecuteInProcessResult) -> dict:
-    assert result.success
-    (output,) = [event.step_output_data for event in result.all_node_events if event.is_successful_output]
-    return output.metadata["response"].value
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    assert not result.success
-    (event,) = [event for event in result.all_node_events if event.is_step_failure]
-    return str(event.event_specific_data.error)
-
-
-def test_a_roster_is_imported_listed_corrected_and_merged(launch, database, tmp_path):
+def test_a_roster_is_imported_listed_corrected_and_merged(launch, response, database, tmp_path):
     path = tmp_path / "roster.csv"
     path.write_text(ROSTER)
     imported = response(launch("import_students", class_name="m", path=str(path)))
@@ -65,11 +42,11 @@ def test_a_roster_is_imported_listed_corrected_and_merged(launch, database, tmp_
         ("import_students", {"class_name": "m", "path": "none.csv"}, "none.csv cannot be read"),
     ],
 )
-def test_a_mistake_fails_the_run_with_one_sentence(launch, name, config, words):
+def test_a_mistake_fails_the_run_with_one_sentence(launch, failure, name, config, words):
     assert words in failure(launch(name, **config))
 
 
-def test_a_number_out_of_range_is_refused_with_the_range(launch):
+def test_a_number_out_of_range_is_refused_with_the_range(launch, failure):
     assert "student_id cannot be used: Input should be greater than or equal to 1" in failure(
         launch("rename_student", student_id=0, name="Ann")
     )

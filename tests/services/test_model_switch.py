@@ -205,9 +205,21 @@ def test_a_contradicted_confirmation_refuses_the_switch_unless_it_is_named(made,
     with pytest.raises(ConflictError, match="contradicts 1 confirmed faces"):
         service.switch("m", "facenet", "why not", accept=[portrait])
     decisions = rows("SELECT * FROM decisions ORDER BY id")
-    answer = service.switch("m", "facenet", "why not", accept=[portrait, made[0, "ann"], made[2, "bob"]])
-    assert answer.accepted_crops == [portrait, made[0, "ann"]], "the third contradicts nothing"
+    with pytest.raises(ConflictError) as refusal:
+        service.switch("m", "facenet", "why not", accept=[portrait, made[0, "ann"], 10**6, made[2, "bob"]])
+    assert str(refusal.value) == (
+        f"The switch of m to facenet asks nothing about the face crops {made[2, 'bob']}, 1000000: accept those alone that "
+        "its refusal names."
+    )
+    assert rows("SELECT 1 FROM model_switches") == []
+    accepted = [portrait, made[0, "ann"]]
+    assert service.switch("m", "facenet", "why not", accept=accepted).accepted_crops == accepted
+    # The very same call again.
+    with pytest.raises(ConflictError, match=r"^facenet is the active model of m: name another one"):
+        service.switch("m", "facenet", "why not", accept=accepted)
     assert rows("SELECT accepted_crops FROM model_switches") == [([portrait, made[0, "ann"]],)]
+    service.switch("m", "dlib", "back")
+    assert service.switch("m", "facenet", "why not", accept=accepted).accepted_crops == [], "nothing is asked any more"
     assert rows("SELECT * FROM decisions ORDER BY id") == decisions
     confirmed = "SELECT student_id FROM assignments WHERE crop_id = %s AND model = 'facenet'"
     assert rows(confirmed, made[0, "ann"]) == [(ids["bob"],)]
@@ -365,7 +377,11 @@ def test_a_class_that_is_being_decided_about_is_busy(made, service, database):
     hasty = replace(service, context=replace(default_context(), lock_patience_s=0))
     with database.connection() as connection:
         catalog.lock_class(connection, catalog.find_class(connection, "m"))
-        for act in (lambda: hasty.switch("m", "facenet", "why"), lambda: hasty.delete_lineage("m", "facenet")):
+        for act in (
+            lambda: hasty.switch("m", "facenet", "why"),
+            lambda: hasty.delete_lineage("m", "facenet"),
+            lambda: hasty.delete_model("facenet"),
+        ):
             with pytest.raises(ClassBusyError):
                 act()
 
@@ -451,6 +467,25 @@ def test_a_lineage_that_is_made_anew_has_what_people_confirmed(
     assert rows("SELECT student_id FROM assignments WHERE model = 'facenet' AND crop_id = %s", made[2, "ann"]) == [
         (ids["bob"],)
     ]
+
+
+def test_a_deleted_model_is_gone_from_every_class_where_it_is_active_in_none(
+    made, service, embedded_class, process_class, facenet, register, rows
+):
+    before = register()
+    facenet(embedded_class.session("n__1", [["ann"]]))
+    process_class("facenet", "n")
+    with pytest.raises(ConflictError, match=r"^facenet is the active model of n: give each class another one"):
+        service.delete_model("facenet")
+    assert rows("SELECT count(*) FROM embeddings_facenet") == [(9,)]
+    process_class("dlib", "n")
+    service.switch("n", "dlib", "back", allow_missing_sessions=True)
+    service.delete_model("facenet")
+    assert rows("SELECT to_regclass('embeddings_facenet')") == [(None,)]
+    for table in ("clusters", "assignments", "attendance", "lineage_sessions"):
+        assert rows(f"SELECT 1 FROM {table} WHERE model = 'facenet'") == []
+    assert register() == before
+    service.delete_model("facenet")
 
 
 def test_the_active_lineage_is_never_deleted(made, service, rows):
