@@ -6,8 +6,10 @@ from pipelines.assets import ALL_ASSETS
 from pipelines.checks import ALL_CHECKS
 from pipelines.jobs import CLASS_ATTENDANCE, PROCESS_SESSION
 from pipelines.jobs.calibration import CALIBRATION_JOBS
+from pipelines.jobs.decisions import DECISION_JOBS
 from pipelines.jobs.model_switch import MODEL_SWITCH_JOBS
 from pipelines.jobs.operations import OPERATION_JOBS
+from pipelines.jobs.reclustering import APPLY_RECLUSTERING
 from pipelines.jobs.students import STUDENT_JOBS
 from pipelines.resources import build_resources
 from pipelines.sensors import build_sensors
@@ -21,8 +23,10 @@ defs = dg.Definitions(
         *CLASS_ATTENDANCE.values(),
         *OPERATION_JOBS.values(),
         *STUDENT_JOBS.values(),
+        *DECISION_JOBS.values(),
         *CALIBRATION_JOBS.values(),
         *MODEL_SWITCH_JOBS.values(),
+        APPLY_RECLUSTERING,
     ],
     sensors=build_sensors(PROCESS_SESSION, CLASS_ATTENDANCE),
     resources=build_resources(get_settings()),

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Body, Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from pipelines.api.dagster_runs import DagsterRuns
 from pipelines.services.browse import BrowseService
 from pipelines.services.context import ServiceContext
-from pipelines.services.decisions import MAX_NAME_LENGTH, MAX_REASON_LENGTH, DecisionService
-from pipelines.services.parameters import MAX_ID
+from pipelines.services.decisions import MAX_CROPS, MAX_NAME_LENGTH, MAX_REASON_LENGTH, DecisionService
+from pipelines.services.parameters import MAX_ID, Id
 
 PREFIX = "/api/attendance"
 # Control characters and line separators, for a character class.
@@ -29,6 +29,7 @@ SessionId = Annotated[int, _path_id("session")]
 ImageId = Annotated[int, _path_id("photo")]
 CropId = Annotated[int, _path_id("face crop")]
 StudentId = Annotated[int, _path_id("student")]
+DecisionId = Annotated[int, _path_id("decision")]
 
 
 def parameters_of(dependant: Dependant) -> Iterator[tuple[str, FieldInfo]]:
@@ -95,6 +96,21 @@ Name = Annotated[
 _Text = Annotated[str, Field(max_length=MAX_REASON_LENGTH, pattern=rf"^([^{_UNSHOWABLE}]|[\t\n\r])*$")]
 Reason = Annotated[_Text | None, Field(description="Why, for those who look at the decision later.")]
 
+CropIds = Annotated[
+    list[Id], Field(min_length=1, max_length=MAX_CROPS, description="Ids of the face crops, of one class.")
+]
+
+
+class ReasonOnly(BaseModel):
+    """Why, where there is nothing else to say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"reason": "seen twice"}]})
+
+    reason: Reason = None
+
+
+ReasonBody = Annotated[ReasonOnly, FromJson, Body(default_factory=ReasonOnly)]
+
 # There is one token for all callers, so that nobody is known by name.
 DECIDED_BY = "api"
 
@@ -135,6 +151,18 @@ def _free_student(student_id: StudentId, browse: Browse, runs: Runs) -> int:
     return student_id
 
 
+def _free_session(session_id: SessionId, browse: Browse, runs: Runs) -> int:
+    runs.check_free(lambda: browse.class_names_of_session(session_id))
+    return session_id
+
+
+def _free_decision(decision_id: DecisionId, browse: Browse, runs: Runs) -> int:
+    runs.check_free(lambda: browse.class_names_of_decision(decision_id))
+    return decision_id
+
+
 # Ids in the paths of calls that write: 409 while a run is processing the class.
 FreeCropId = Annotated[int, Depends(_free_crop)]
 FreeStudentId = Annotated[int, Depends(_free_student)]
+FreeSessionId = Annotated[int, Depends(_free_session)]
+FreeDecisionId = Annotated[int, Depends(_free_decision)]

@@ -5,12 +5,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.api.common import Browse, Context, CropId, Decisions, FreeCropId, FromJson, PageQuery, Reason
+from pipelines.api.common import (
+    Browse,
+    Context,
+    CropId,
+    Decisions,
+    FreeCropId,
+    FromJson,
+    PageQuery,
+    Reason,
+    ReasonBody,
+)
 from pipelines.api.errors import documented
 from pipelines.errors import PhotoStoreError, UnknownIdError
 from pipelines.services.answers import SimilarCropsAnswer
 from pipelines.services.assignment import FaceCropAssignmentService
-from pipelines.services.browse import FaceCropItem, PageOf
+from pipelines.services.browse import BrowseService, DecidedFaceCrop, FaceCropItem, PageOf
+from pipelines.services.decisions import CropDecisionAnswer, CropsDecisionAnswer
 from pipelines.services.parameters import Id, ModelName
 
 router = APIRouter(prefix="/face-crops", tags=["face crops"])
@@ -91,23 +102,31 @@ def get_similar_face_crops(
 
 
 @router.put("/{id}/student/", responses=ERRORS)
-def assign_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
+def assign_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> DecidedFaceCrop:
     """Say that the crop shows this student; no later run says otherwise."""
-    decisions.assign(crop_id, student.student_id, student.reason)
-    return browse.face_crop(crop_id, of_removed_too=True)
+    return _decided(browse, crop_id, decisions.assign(crop_id, student.student_id, student.reason))
 
 
 @router.delete("/{id}/student/", responses=ERRORS)
 def unassign_student(
     crop_id: FreeCropId, browse: Browse, decisions: Decisions, reason: Annotated[Reason, Query()] = None
-) -> FaceCropItem:
+) -> DecidedFaceCrop:
     """Take the student off the crop; no later run gives it one, until a person does."""
-    decisions.unassign(crop_id, reason)
-    return browse.face_crop(crop_id, of_removed_too=True)
+    return _decided(browse, crop_id, decisions.unassign(crop_id, reason))
 
 
 @router.post("/{id}/reject/", responses=ERRORS)
-def reject_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> FaceCropItem:
+def reject_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, decisions: Decisions) -> DecidedFaceCrop:
     """Say that the crop does not show this student; no later run says that it does."""
-    decisions.reject(crop_id, student.student_id, student.reason)
-    return browse.face_crop(crop_id, of_removed_too=True)
+    return _decided(browse, crop_id, decisions.reject(crop_id, student.student_id, student.reason))
+
+
+@router.post("/{id}/not-a-face/", responses=ERRORS)
+def mark_not_a_face(crop_id: FreeCropId, why: ReasonBody, browse: Browse, decisions: Decisions) -> DecidedFaceCrop:
+    """Say that the crop shows no face: no later run takes it into account, until a person assigns it."""
+    return _decided(browse, crop_id, decisions.not_a_face([crop_id], why.reason))
+
+
+def _decided(browse: BrowseService, crop_id: int, answer: CropDecisionAnswer | CropsDecisionAnswer) -> DecidedFaceCrop:
+    crop = browse.face_crop(crop_id, of_removed_too=True)
+    return DecidedFaceCrop(**crop.model_dump(), decision_id=answer.decision_id)

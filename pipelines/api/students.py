@@ -1,13 +1,25 @@
-"""Students: who there is, their names, and two who are one."""
+"""Students: who there is, their names and faces, two who are one, one who is two, visitors."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.api.common import Browse, Decisions, FreeStudentId, FromJson, Name, PageQuery, StudentId
+from pipelines.api.common import (
+    Browse,
+    CropIds,
+    Decisions,
+    FreeStudentId,
+    FromJson,
+    Name,
+    PageQuery,
+    Reason,
+    ReasonBody,
+    StudentId,
+)
 from pipelines.api.errors import documented
-from pipelines.services.browse import PageOf, StudentItem
+from pipelines.services.browse import BrowseService, DecidedStudent, PageOf, StudentItem
+from pipelines.services.decisions import CropsDecisionAnswer, HideAnswer, MergeAnswer, RenameAnswer, SplitAnswer
 from pipelines.services.parameters import Id
 
 router = APIRouter(prefix="/students", tags=["students"])
@@ -44,6 +56,27 @@ class Merge(BaseModel):
 MergeBody = Annotated[Merge, FromJson, Body()]
 
 
+class ManyCrops(BaseModel):
+    """Which face crops, and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"crop_ids": [1, 2]}]})
+
+    crop_ids: CropIds
+    reason: Reason = None
+
+
+CropsBody = Annotated[ManyCrops, FromJson, Body()]
+
+
+class Split(ManyCrops):
+    """Which face crops are somebody else's, and whose."""
+
+    name: Name | None = Field(default=None, description="The new student's; absent: they are provisional.")
+
+
+SplitBody = Annotated[Split, FromJson, Body()]
+
+
 @router.get("/", responses=documented())
 def list_students(browse: Browse, query: Annotated[StudentQuery, Query()]) -> PageOf[StudentItem]:
     """Students; one who was merged into another is not there any more."""
@@ -57,12 +90,35 @@ def get_student(student_id: StudentId, browse: Browse) -> StudentItem:
 
 
 @router.patch("/{id}/", responses=ERRORS)
-def rename_student(student_id: FreeStudentId, new: NameBody, browse: Browse, decisions: Decisions) -> StudentItem:
+def rename_student(student_id: FreeStudentId, new: NameBody, browse: Browse, decisions: Decisions) -> DecidedStudent:
     """Give a student a name, who is then no longer provisional; one who was merged stands for the one who was kept."""
-    return browse.student(decisions.rename(student_id, new.name).student_id, follow_merges=True)
+    return _decided(browse, decisions.rename(student_id, new.name))
 
 
 @router.post("/{id}/merge/", responses=ERRORS)
-def merge_student(student_id: FreeStudentId, merge: MergeBody, browse: Browse, decisions: Decisions) -> StudentItem:
+def merge_student(student_id: FreeStudentId, merge: MergeBody, browse: Browse, decisions: Decisions) -> DecidedStudent:
     """Say that this student is another one, who gets all crops and is answered."""
-    return browse.student(decisions.merge(student_id, merge.into_student_id).student_id, follow_merges=True)
+    return _decided(browse, decisions.merge(student_id, merge.into_student_id))
+
+
+@router.post("/{id}/confirm-crops/", responses=ERRORS)
+def confirm_crops(student_id: FreeStudentId, crops: CropsBody, decisions: Decisions) -> CropsDecisionAnswer:
+    """Say that all these crops show this student: one decision."""
+    return decisions.assign_crops(crops.crop_ids, student_id, crops.reason)
+
+
+@router.post("/{id}/split/", responses=ERRORS)
+def split_student(student_id: FreeStudentId, split: SplitBody, decisions: Decisions) -> SplitAnswer:
+    """Say that these crops of this student show another person, who is a new student."""
+    return decisions.split(split.crop_ids, split.name, split.reason, student_id=student_id)
+
+
+@router.post("/{id}/hide/", responses=ERRORS)
+def hide_student(student_id: FreeStudentId, why: ReasonBody, browse: Browse, decisions: Decisions) -> DecidedStudent:
+    """Say that this student is a visitor: in no register, and their face is nobody else's."""
+    return _decided(browse, decisions.hide(student_id, why.reason))
+
+
+def _decided(browse: BrowseService, answer: RenameAnswer | MergeAnswer | HideAnswer) -> DecidedStudent:
+    student = browse.student(answer.student_id, follow_merges=True)
+    return DecidedStudent(**student.model_dump(), decision_id=answer.decision_id)

@@ -8,6 +8,7 @@ from pipelines.assets.face_clusters import build_face_clusters
 from pipelines.assets.face_crops import face_crops
 from pipelines.assets.face_embeddings import build_face_embeddings
 from pipelines.assets.model_comparison import build_model_comparison
+from pipelines.assets.plan_reclustering import build_plan_reclustering
 from pipelines.assets.session_attendance import build_session_attendance
 from pipelines.assets.session_images import session_images
 from pipelines.assets.student_assignments import build_student_assignments
@@ -26,6 +27,7 @@ def build_lineage(spec: ModelSpec) -> list[dg.AssetsDefinition]:
         build_class_attendance(spec),
         build_model_comparison(spec),
         build_calibration(spec),
+        build_plan_reclustering(spec),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from pipelines.checks.attendance import build_session_attendance_checks
 from pipelines.checks.embeddings import build_embedding_check
+from pipelines.checks.identities import build_identity_check
 from pipelines.checks.photos import (
     every_photo_was_read_or_has_a_reason,
     every_photo_was_searched_for_faces,
@@ -16,5 +17,6 @@ ALL_CHECKS = [
     photos_show_faces,
     faces_are_large_enough,
     *(build_embedding_check(spec) for spec in REGISTRY.values()),
+    *(build_identity_check(spec) for spec in REGISTRY.values()),
     *(build_session_attendance_checks(spec) for spec in REGISTRY.values()),
 ]

@@ -1,4 +1,4 @@
-"""`attendansee students ...`: list, rename, merge and import the students of a class."""
+"""`attendansee students ...`: list, rename, merge, split, hide and import the students of a class."""
 
 import click
 from pydantic import BaseModel
@@ -8,7 +8,7 @@ from pipelines.commands.common import AS_JSON, CLASS, current_user, plain_errors
 
 @click.group()
 def students() -> None:
-    """List, name, merge and import the students of a class; STUDENT is a name or an id."""
+    """List, name, merge, split, hide and import the students of a class; STUDENT is a name or an id."""
 
 
 @students.command("list")
@@ -36,7 +36,8 @@ def list_students(class_name: str, as_json: bool) -> None:
         Column("sessions", justify="right"),
     )
     for row in answer.students:
-        name = f"{escape(row.name)} [dim](provisional)[/]" if row.provisional else escape(row.name)
+        notes = ", ".join(note for note, holds in (("provisional", row.provisional), ("visitor", row.hidden)) if holds)
+        name = f"{escape(row.name)} [dim]({notes})[/]" if notes else escape(row.name)
         number, email = escape(row.student_number or ""), escape(row.email or "")
         table.add_row(str(row.id), name, number, email, str(row.crops), str(row.sessions_present))
     Console().print(table)
@@ -73,6 +74,45 @@ def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
     merged, kept = service.find(class_name, student), service.find(class_name, into)
     answer = DecisionService(current_user()).merge(merged, kept)
     _print(answer, f"{student} and {into} are {answer.student_name} (student {answer.student_id}) now.", as_json)
+
+
+@students.command()
+@CLASS
+@click.argument("student")
+@click.argument("crops", metavar="CROP...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--name", help="Name of the new student; without one they are provisional.")
+@click.option("--reason", help="Why, to be shown later.")
+@AS_JSON
+@plain_errors
+def split(
+    class_name: str, student: str, crops: tuple[int, ...], name: str | None, reason: str | None, as_json: bool
+) -> None:
+    """Say that these faces (CROP: an id) of STUDENT of CLASS are another person's, who is a new student."""
+    from pipelines.services.decisions import DecisionService
+    from pipelines.services.students import StudentService
+
+    student_id = StudentService(current_user()).find(class_name, student)
+    answer = DecisionService(current_user()).split(list(crops), name, reason, student_id=student_id)
+    text = f"{len(answer.crop_ids)} face(s) of {student} are {answer.student_name} (student {answer.student_id}) now."
+    _print(answer, text, as_json)
+
+
+@students.command()
+@CLASS
+@click.argument("student")
+@click.option("--reason", help="Why, to be shown later.")
+@AS_JSON
+@plain_errors
+def hide(class_name: str, student: str, reason: str | None, as_json: bool) -> None:
+    """Say that STUDENT of CLASS is a visitor: in no register, and their face is nobody else's."""
+    from pipelines.services.decisions import DecisionService
+    from pipelines.services.students import StudentService
+
+    student_id = StudentService(current_user()).find(class_name, student)
+    answer = DecisionService(current_user()).hide(student_id, reason)
+    _print(
+        answer, f"{answer.student_name} is a visitor. To take this back: attendansee undo {answer.decision_id}", as_json
+    )
 
 
 @students.command("import")

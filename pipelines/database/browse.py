@@ -67,7 +67,7 @@ _ALL_CROPS: str = """
 _CROPS: str = f"{_ALL_CROPS} AND i.removed_at IS NULL AND i.refused_reason IS NULL"
 
 _STUDENTS: str = """
-    SELECT t.id, t.class_id, t.name, t.provisional, t.student_number, t.email
+    SELECT t.id, t.class_id, t.name, t.provisional, t.hidden, t.student_number, t.email
     FROM students t
     WHERE t.merged_into IS NULL AND (%(id)s::bigint IS NULL OR t.id = %(id)s)
         AND (%(id)s::bigint IS NOT NULL OR t.id NOT IN (SELECT student_id FROM students_of_other_lineages))
@@ -164,6 +164,22 @@ def class_names_of_student(connection: Connection, student_id: int) -> set[str]:
     """The name of the student's class; empty where there is no such student."""
     rows = connection.execute(
         "SELECT c.name FROM students t JOIN classes c ON c.id = t.class_id WHERE t.id = %s", [student_id]
+    )
+    return {name for (name,) in rows}
+
+
+def class_names_of_session(connection: Connection, session_id: int) -> set[str]:
+    """The name of the session's class; empty where there is no such session."""
+    rows = connection.execute(
+        "SELECT c.name FROM sessions s JOIN classes c ON c.id = s.class_id WHERE s.id = %s", [session_id]
+    )
+    return {name for (name,) in rows}
+
+
+def class_names_of_decision(connection: Connection, decision_id: int) -> set[str]:
+    """The name of the class that the decision is about; empty where there is no such decision."""
+    rows = connection.execute(
+        "SELECT c.name FROM decisions d JOIN classes c ON c.id = d.class_id WHERE d.id = %s", [decision_id]
     )
     return {name for (name,) in rows}
 

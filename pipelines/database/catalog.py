@@ -200,9 +200,9 @@ def session_dates(connection: Connection, class_id: int) -> dict[str, date | Non
 
 
 def named_students(connection: Connection, class_id: int, model: str) -> list[str]:
-    """Names of the students that a person has named, sorted; those who are withdrawn in the model's lineage are left out."""
+    """Names of the students that a person has named, sorted; visitors, and who is withdrawn in the lineage, are left out."""
     rows = connection.execute(
-        """SELECT name FROM students WHERE class_id = %s AND merged_into IS NULL AND NOT provisional
+        """SELECT name FROM students WHERE class_id = %s AND merged_into IS NULL AND NOT provisional AND NOT hidden
         AND NOT id = ANY(%s) ORDER BY name""",
         [class_id, sorted(withdrawn_student_ids(connection, class_id, model))],
     )
@@ -252,7 +252,8 @@ def ensure_named_student(connection: Connection, class_id: int, name: str) -> in
             return former
     connection.execute(
         """INSERT INTO students (class_id, name, provisional) VALUES (%s, %s, false)
-        ON CONFLICT (class_id, name) WHERE merged_into IS NULL DO UPDATE SET provisional = false
+        ON CONFLICT (class_id, name) WHERE merged_into IS NULL
+        DO UPDATE SET provisional = false, original_provisional = false
         WHERE students.provisional""",
         [class_id, name],
     )
@@ -274,9 +275,10 @@ def student_formerly_named(connection: Connection, class_id: int, name: str) -> 
     row = connection.execute(
         """SELECT coalesce(s.merged_into, s.id) FROM (
             SELECT id AS decision_id, CASE kind WHEN 'merge' THEN other_student_id ELSE student_id END AS student_id
-            FROM decisions WHERE class_id = %(class)s AND old_name = %(name)s AND new_name <> old_name
+            FROM decisions_in_force WHERE class_id = %(class)s AND kind IN ('rename', 'merge')
+            AND old_name = %(name)s AND new_name <> old_name
             UNION ALL
-            SELECT d.id, d.student_id FROM decisions d JOIN students m ON m.id = d.student_id
+            SELECT d.id, d.student_id FROM decisions_in_force d JOIN students m ON m.id = d.student_id
             WHERE d.class_id = %(class)s AND d.kind = 'merge' AND m.name = %(name)s
         ) had JOIN students s ON s.id = had.student_id
         ORDER BY had.decision_id DESC LIMIT 1""",

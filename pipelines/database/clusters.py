@@ -19,7 +19,7 @@ class Scope:
 class ClusterCrop:
     """A crop of a present photo with all that decides who it may become.
 
-    clusterable: it is usable, and no portrait that nobody has confirmed. assigned_student_id: what the lineage says.
+    clusterable: it is usable, a face as far as anybody has said, and no portrait that nobody has confirmed. assigned_student_id: what the lineage says.
     doubted_student_id: whom the lineage needs a review for. unassigned: a person has taken its student off. rejected:
     students whom it does not show, as a person has said.
     """
@@ -61,7 +61,9 @@ def read_cluster_crops(connection: Connection, scope: Scope, model: str) -> list
     with connection.cursor(row_factory=class_row(ClusterCrop)) as cursor:
         return cursor.execute(
             """SELECT f.id, f.image_id, i.session_id,
-                f.usable AND (NOT s.is_enrolment OR c.student_id IS NOT NULL) AS clusterable,
+                f.usable AND (NOT s.is_enrolment OR c.student_id IS NOT NULL)
+                    AND NOT EXISTS (SELECT 1 FROM not_faces n WHERE n.crop_id = f.id AND n.class_id = %(class)s)
+                    AS clusterable,
                 c.student_id AS confirmed_student_id,
                 CASE a.state WHEN 'assigned' THEN a.student_id END AS assigned_student_id,
                 CASE a.state WHEN 'needs_review' THEN a.student_id END AS doubted_student_id,

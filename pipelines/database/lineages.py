@@ -300,5 +300,6 @@ def delete_lineage(connection: Connection, class_id: int, model: str) -> Deleted
         assignments=delete(of_crops.format(table=sql.Identifier("assignments")) + sql.SQL(" AND t.model = %(model)s")),
         attendance=delete(of_sessions.format(table=sql.Identifier("attendance"))),
     )
-    delete(of_sessions.format(table=sql.Identifier("lineage_sessions")))
+    for table in ("lineage_sessions", "registered_sessions"):
+        delete(of_sessions.format(table=sql.Identifier(table)))
     return deleted

@@ -1,6 +1,7 @@
 """Grouping face embeddings into people."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ def agglomerative_clusters(
     cannot_link: NDArray[np.int64] | None = None,
     must_link: NDArray[np.int64] | None = None,
     max_clusters: int | None = None,
+    rejected: Sequence[tuple[int, int]] = (),
 ) -> Clustering:
     """Average-linkage clustering on cosine distance, where two faces of one photo are never one person.
 
@@ -52,9 +54,11 @@ def agglomerative_clusters(
     cluster, nor do the clusters they have joined. must_link: (n,) ids of known students; crops with the same id start
     merged (even two of one photo: then a person has said so), crops with different ids never share a cluster. -1 in
     either means free.
+    rejected: pairs of a crop's index and the id of a known student (in must_link) whom it does not show; the crop never
+    shares a cluster with that student's, nor do the clusters it has joined.
     max_clusters: merging goes on above the threshold until so many clusters are left. Where the photos allow no further
-    merge, and only then, they are disregarded; known students never merge, so as many clusters as there are of them may
-    be left.
+    merge, and only then, they are disregarded; known students never merge with each other or with crops that are not
+    theirs, so that more clusters may be left.
 
     The partition does not depend on the order of the crops. Exact but for rounding (1e-6 of a distance), with O(n d)
     memory and no matrix of distances: since the vectors have norm 1, the mean distance of two clusters is 1 minus the
@@ -75,20 +79,27 @@ def agglomerative_clusters(
     photos = np.full(n, FREE) if cannot_link is None else np.asarray(cannot_link)
     students = np.full(n, FREE) if must_link is None else np.asarray(must_link)
     unit = l2_normalise(embeddings)
-    order = _canonical_order(unit, photos, students)
+    # A student without a crop here is in nobody's way.
+    known = set(students.tolist()) - {FREE}
+    not_shown: list[list[int]] = [[] for _ in range(n)]
+    for crop, student in sorted({*rejected}):
+        if student in known:
+            not_shown[crop].append(student)
+    order = _canonical_order(unit, photos, students, not_shown)
     unit, photos, students = unit[order], photos[order], students[order]
+    apart = [(crop, student) for crop, i in enumerate(order.tolist()) for student in not_shown[i]]
 
     clusters = _initial_clusters(students)
     # What merges, in ascending order as far as it matters where to stop.
     merges = _merges_of_equal_crops(unit, photos, students)
-    merges += _Linkage(unit, _joined(clusters, merges), photos, students).merges(distance_threshold)
+    merges += _Linkage(unit, _joined(clusters, merges), photos, students, apart).merges(distance_threshold)
     taken = sum(merge.height <= distance_threshold for merge in merges)
     count = len(set(clusters.tolist()))
     reached = max_clusters is not None and count - taken > max_clusters
     if max_clusters is not None and reached:
         for links in (photos, np.full(n, FREE)):
             if count - len(merges) > max_clusters:
-                linkage = _Linkage(unit, _joined(clusters, merges), links, students)
+                linkage = _Linkage(unit, _joined(clusters, merges), links, students, apart)
                 merges += _ascending(linkage.merges(np.inf))
         taken = min(count - max_clusters, len(merges))
 
@@ -114,7 +125,7 @@ def dbscan_clusters(embeddings: NDArray[Any], distance_threshold: float, min_sam
         return Clustering(np.zeros(0, np.int64))
     unit = l2_normalise(embeddings)
     free = np.full(n, FREE)
-    order = _canonical_order(unit, free, free)
+    order = _canonical_order(unit, free, free, [[]] * n)
     unit = unit[order]
     neighbours = [
         np.flatnonzero(near)
@@ -130,10 +141,13 @@ def dbscan_clusters(embeddings: NDArray[Any], distance_threshold: float, min_sam
 
 
 def _canonical_order(
-    unit: NDArray[np.float32], photos: NDArray[np.int64], students: NDArray[np.int64]
+    unit: NDArray[np.float32],
+    photos: NDArray[np.int64],
+    students: NDArray[np.int64],
+    not_shown: Sequence[Sequence[int]],
 ) -> NDArray[np.int64]:
     """An order that depends on the crops' content alone, so that ties and rounding fall the same way every time."""
-    keys = [(row.tobytes(), int(photos[i]), int(students[i])) for i, row in enumerate(unit)]
+    keys = [(row.tobytes(), int(photos[i]), int(students[i]), not_shown[i]) for i, row in enumerate(unit)]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
@@ -174,7 +188,7 @@ class _Linkage:
     """Clusters side by side, row i of every array for cluster i, each with the nearest one that it may merge with.
 
     means: (m, d) mean vectors, whose scalar products are mean cosine similarities. photos: (m, photos) sparse, not 0
-    where a cluster has a crop of a photo. named: has a known student's crop. crop: one of its crops, as its name.
+    where a cluster has a crop of a photo; a crop and a student whom it does not show are in a photo of their own. named: has a known student's crop. crop: one of its crops, as its name.
     nearest: the row of the nearest cluster as far as known. shortest: the distance to it where `fresh`; elsewhere, since
     others have merged or nobody has looked yet, a lower bound. grown: is the outcome of a merge, and not fresh.
     """
@@ -185,8 +199,13 @@ class _Linkage:
         clusters: NDArray[np.int64],
         photos: NDArray[np.int64],
         students: NDArray[np.int64],
+        apart: Sequence[tuple[int, int]],
     ) -> None:
-        """unit: (n, d); clusters: (n,) the clusters so far, each named by a crop; photos, students: (n,) ids or FREE."""
+        """The clusters before any merge, and what may not merge.
+
+        unit: (n, d); clusters: (n,) the clusters so far, each named by a crop; photos, students: (n,) ids or FREE; apart:
+        pairs of a crop's index and a student whom it does not show, of whom there are crops.
+        """
         from scipy.sparse import csr_array
 
         self.crop, row, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
@@ -196,7 +215,12 @@ class _Linkage:
         self.means = (shares @ unit).astype(np.float32)
         ids, photo = np.unique(photos, return_inverse=True)
         shown = np.flatnonzero(photos != FREE)
-        self.photos = csr_array((np.ones(len(shown), np.float32), (row[shown], photo[shown])), shape=(m, len(ids)))
+        # Whatever a student's crop: they are all in one cluster.
+        first = {student: i for i, student in enumerate(students.tolist())}
+        pairs = np.array([(row[crop], row[first[student]]) for crop, student in apart], np.int64).reshape(-1, 2)
+        rows = np.concatenate([row[shown], pairs.ravel()])
+        columns = np.concatenate([photo[shown], len(ids) + np.repeat(np.arange(len(pairs)), 2)])
+        self.photos = csr_array((np.ones(len(rows), np.float32), (rows, columns)), (m, len(ids) + len(pairs)))
         self.named = np.bincount(row, students != FREE, m) > 0
         self.nearest = np.arange(m)
         self.shortest = np.zeros(m)

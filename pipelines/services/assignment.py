@@ -10,7 +10,7 @@ from psycopg import Connection
 
 from pipelines.database import attendance, catalog, crops, decisions, identities
 from pipelines.database.identities import Assignment, Probe
-from pipelines.errors import PhotoError, UnknownIdError
+from pipelines.errors import ConflictError, PhotoError, UnknownIdError
 from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
 from pipelines.resources.database import read_one_state
@@ -285,6 +285,8 @@ class FaceCropAssignmentService:
 
 def _already_assigned(connection: Connection, class_id: int, crop_id: int, model: str) -> AssignmentAnswer:
     student = identities.student_of_crop(connection, class_id, crop_id, model)
+    if decisions.read_not_faces(connection, [crop_id]):
+        raise ConflictError(f"Face crop {crop_id} shows no face, as a person has said: undo that to match it.")
     if student is None:
         raise UnknownIdError(f"The photo of face crop {crop_id} is gone: there is nobody to assign.")
     student_id, name = student

@@ -1,25 +1,29 @@
 """Turn a session's assignments into attendance, and a class's sessions into its register."""
 
-import csv
-import io
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 from psycopg import Connection
 
-from pipelines.database import attendance, catalog
+from pipelines.database import attendance, catalog, review
 from pipelines.database.attendance import FaceCounts
+from pipelines.database.review import ManualMark
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
+from pipelines.services.spreadsheet import csv_text
+
+STATUSES = ("present", "absent", "unsure", "excused", "unknown", "visitor")
 
 
 @dataclass(frozen=True)
 class Register:
     """Who was there: students x sessions.
 
-    cells maps (student, session) to present, absent, unsure, or unknown: a visitor or somebody not enrolled.
+    cells maps (student, session) to present, absent, unsure, excused, unknown (somebody whom nobody has named, in a
+    class with students who are named) or visitor. marks: what people have set by hand, of the cells that it is about.
+    visitors are in no row, only counted.
     """
 
     class_name: str
@@ -29,11 +33,13 @@ class Register:
     students: list[str]
     unknown: list[str]
     cells: dict[tuple[str, str], str]
+    visitors: list[str] = field(default_factory=list)
+    marks: dict[tuple[str, str], ManualMark] = field(default_factory=dict)
 
     def counts(self, session: str) -> dict[str, int]:
-        """How many students (and unknown people) have each status in a session."""
-        statuses = [self.cells.get((name, session)) for name in (*self.students, *self.unknown)]
-        return {status: statuses.count(status) for status in ("present", "absent", "unsure", "unknown")}
+        """How many students, unknown people and visitors have each status in a session."""
+        statuses = [self.cells.get((name, session)) for name in (*self.students, *self.unknown, *self.visitors)]
+        return {status: statuses.count(status) for status in STATUSES}
 
     def attendance(self, session: str) -> dict[str, str]:
         """The status of every student, and of every unknown person who was seen, in a session."""
@@ -49,14 +55,14 @@ class Register:
         ]
 
     def to_csv(self) -> str:
-        """The table as CSV, one row per student and session."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["class", "session", "date", "student", "status"])
+        """The table as CSV, one row per student and session; by_hand: who set the status, where a person did."""
+        rows: list[list[object]] = [["class", "session", "date", "student", "status", "by_hand", "note"]]
         for session in self.sessions:
             for name, status in self.attendance(session).items():
-                writer.writerow([self.class_name, session, self.dates[session] or "", name, status])
-        return out.getvalue()
+                mark = self.marks.get((name, session))
+                by_hand = (mark.decided_by, mark.note) if mark else (None, None)
+                rows.append([self.class_name, session, self.dates[session], name, status, *by_hand])
+        return csv_text(rows)
 
     def to_json(self) -> str:
         """The table as JSON: sessions with date, counts and the status of every student."""
@@ -70,6 +76,11 @@ class Register:
                         "date": held_on.isoformat() if (held_on := self.dates[session]) else None,
                         "counts": self.counts(session),
                         "attendance": self.attendance(session),
+                        "by_hand": {
+                            name: {"by": mark.decided_by, "note": mark.note}
+                            for (name, marked), mark in self.marks.items()
+                            if marked == session
+                        },
                     }
                     for session in self.sessions
                 ],
@@ -91,9 +102,20 @@ def refresh_attendance(connection: Connection, class_id: int, session_ids: Colle
 
 
 def refresh_every_lineage(connection: Connection, class_id: int, session_ids: Iterable[int]) -> None:
-    """Derive the attendance anew that any model's lineage has of these sessions of the class."""
-    for model, registered in attendance.registered_sessions(connection, list(session_ids)).items():
-        refresh_attendance(connection, class_id, registered, model)
+    """Derive the attendance anew that any model's lineage has of these sessions of the class.
+
+    In the active lineage, sessions in which nobody has looked yet get what people say of them.
+    """
+    ids = set(session_ids)
+    by_model = attendance.looked_at_sessions(connection, ids)
+    for model, looked_at in by_model.items():
+        refresh_attendance(connection, class_id, looked_at, model)
+    active = catalog.active_model(connection, catalog.class_by_id(connection, class_id))
+    if active is not None:
+        for session_id in sorted(
+            attendance.marked_sessions(connection, ids, active).difference(by_model.get(active, ()))
+        ):
+            attendance.register_session(connection, session_id, active, (), looked_at=False)
 
 
 @dataclass(frozen=True)
@@ -123,18 +145,34 @@ def read_register(connection: Connection, class_name: str, model: str) -> Regist
     """The class's register in one model's lineage."""
     class_id = catalog.find_class(connection, class_name)
     sessions = catalog.session_dates(connection, class_id)
-    named = catalog.named_students(connection, class_id, model)
+    people = {student.id: student for student in review.read_students(connection, class_id)}
+    hidden = {student.name for student in people.values() if student.hidden}
+    named = [name for name in catalog.named_students(connection, class_id, model) if name not in hidden]
     cells = [
         cell
         for cell in attendance.read_attendance(connection, class_id, model)
-        if cell.provisional or cell.student in named
+        if cell.provisional or cell.hidden or cell.student in named
     ]
     processed = {cell.session for cell in cells}
-    provisional = sorted({cell.student for cell in cells if cell.provisional})
+    visitors = sorted({cell.student for cell in cells if cell.hidden})
+    provisional = sorted({cell.student for cell in cells if cell.provisional and not cell.hidden})
     students, unknown = (named, provisional) if named else (provisional, [])
-    statuses = {(name, session): "absent" for name in students for session in processed}
+    # Where only a person has said something, nobody has looked for the others.
+    looked_at = {cell.session for cell in cells if not cell.manual}
+    statuses = {(name, session): "absent" for name in students for session in looked_at}
     for cell in cells:
-        statuses[cell.student, cell.session] = "unknown" if cell.student in unknown else cell.status
+        if cell.hidden:
+            statuses[cell.student, cell.session] = "visitor"
+        elif cell.student in unknown and not cell.manual:
+            statuses[cell.student, cell.session] = "unknown"
+        else:
+            statuses[cell.student, cell.session] = cell.status
+    by_hand = {(cell.student, cell.session) for cell in cells if cell.manual and not cell.hidden}
+    marks = {
+        place: mark
+        for mark in review.read_marks(connection, class_id)
+        if mark.student_id in people and (place := (people[mark.student_id].name, mark.session)) in by_hand
+    }
     return Register(
         class_name=class_name,
         model=model,
@@ -142,5 +180,7 @@ def read_register(connection: Connection, class_name: str, model: str) -> Regist
         dates=sessions,
         students=students,
         unknown=unknown,
+        visitors=visitors,
         cells=statuses,
+        marks=marks,
     )

@@ -11,6 +11,7 @@ from pipelines.database import browse
 from pipelines.errors import UnknownIdError
 from pipelines.resources.database import Database
 from pipelines.services.attendance import AttendanceService
+from pipelines.services.decision_log import DecisionLog, read_decisions
 
 
 class ClassItem(BaseModel):
@@ -80,6 +81,12 @@ class FaceCropItem(BaseModel):
     candidate_name: str | None
 
 
+class DecidedFaceCrop(FaceCropItem):
+    """A face crop after a decision about it."""
+
+    decision_id: int = Field(description="Of the decision, which can be undone.")
+
+
 class StudentItem(BaseModel):
     """A student."""
 
@@ -87,9 +94,16 @@ class StudentItem(BaseModel):
     class_id: int
     name: str
     provisional: bool = Field(description="No person has named the student yet.")
+    hidden: bool = Field(description="A visitor, as a person has said: in no register.")
     student_number: str | None
     email: str | None
     face_crop_count: int
+
+
+class DecidedStudent(StudentItem):
+    """A student after a decision about them."""
+
+    decision_id: int = Field(description="Of the decision, which can be undone.")
 
 
 class SessionRegister(BaseModel):
@@ -98,7 +112,9 @@ class SessionRegister(BaseModel):
     session: str
     held_on: date | None
     counts: dict[str, int]
-    attendance: dict[str, str] = Field(description="present, absent, unsure or unknown, by the student's name.")
+    attendance: dict[str, str] = Field(
+        description="present, absent, excused, unsure or unknown, by the student's name."
+    )
 
 
 class RegisterAnswer(BaseModel):
@@ -185,6 +201,21 @@ class BrowseService:
         """The name of a student's class; empty where there is no such student."""
         with self.database.connection() as connection:
             return browse.class_names_of_student(connection, student_id)
+
+    def class_names_of_session(self, session_id: int) -> set[str]:
+        """The name of a session's class; empty where there is no such session."""
+        with self.database.connection() as connection:
+            return browse.class_names_of_session(connection, session_id)
+
+    def class_names_of_decision(self, decision_id: int) -> set[str]:
+        """The name of the class that a decision is about; empty where there is no such decision."""
+        with self.database.connection() as connection:
+            return browse.class_names_of_decision(connection, decision_id)
+
+    def decisions(self, class_id: int, limit: int, offset: int) -> DecisionLog:
+        """What people have decided about a class, the newest first."""
+        with self.database.connection() as connection:
+            return read_decisions(connection, class_id, limit, offset)
 
     def students(
         self, limit: int, offset: int, class_id: int | None = None, provisional: bool | None = None

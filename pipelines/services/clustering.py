@@ -13,6 +13,7 @@ from psycopg import Connection
 
 from pipelines.database import catalog, clusters, crops, identities, students
 from pipelines.database.clusters import ClusterCrop, Scope
+from pipelines.database.confirmations import check_confirmations
 from pipelines.database.identities import Assignment, State
 from pipelines.faces.clustering import FREE, agglomerative_clusters
 from pipelines.faces.similarity import distance_for
@@ -28,11 +29,15 @@ _logger = logging.getLogger(__name__)
 
 
 class _Face(NamedTuple):
-    """What a crop's cluster depends on besides its vector; student_id: the confirmed one, else FREE."""
+    """What a crop's cluster depends on besides its vector.
+
+    student_id: the confirmed one, else FREE; rejected: students whom it does not show.
+    """
 
     crop_id: int
     image_id: int
     student_id: int
+    rejected: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,7 @@ class FaceCropClusteringService:
                 identities.write_assignments(connection, spec.name, rows, run_id)
                 if move:
                     catalog.delete_empty_provisional_students(connection, scope.class_id, spec.name)
+                check_confirmations(connection, scope.class_id, spec.name, scope.session_id)
                 changed = {wanted[row.crop_id].session_id for row in rows} | carried
                 refresh_attendance(connection, scope.class_id, changed, spec.name)
         errors = len(wanted) - len(ids)
@@ -228,6 +234,7 @@ class FaceCropClusteringService:
             cannot_link=np.array([face.image_id for face in faces], np.int64),
             must_link=np.array([face.student_id for face in faces], np.int64),
             max_clusters=self.max_clusters,
+            rejected=[(i, student_id) for i, face in enumerate(faces) for student_id in face.rejected],
         )
         return clustering.labels.tolist(), clustering.max_clusters_reached
 
@@ -240,7 +247,11 @@ class FaceCropClusteringService:
 
 def _faces(ids: Iterable[int], wanted: Mapping[int, ClusterCrop]) -> list[_Face]:
     """What the crops' clusters depend on besides their vectors."""
-    return [_Face(i, wanted[i].image_id, wanted[i].confirmed_student_id or FREE) for i in ids]
+    return [
+        _Face(i, crop.image_id, crop.confirmed_student_id or FREE, tuple(crop.rejected))
+        for i in ids
+        for crop in [wanted[i]]
+    ]
 
 
 def cluster_owners(
@@ -255,14 +266,20 @@ def cluster_owners(
     First the student of its confirmed crops, of whom a cluster holds one at most. Then, where two clusters claim a
     student the one with more of their crops, then the first: the `named` student with more than half of the crops that
     named students have in it; the merged one with as many crops as anybody; the student with more than half of the
-    crops that have a student; the one whom its crops' former clusters `remembered` (crop id -> student id). Crops in
-    doubt count for merged students only: where a photo shows both of two who are one, a face of it is in doubt.
+    crops that have a student; the only one more than half of whose crops it has; the one whom its crops' former clusters
+    `remembered` (crop id -> student id). Crops in doubt count for merged students only: where a photo shows both of two
+    who are one, a face of it is in doubt.
     """
     owners = [
         next((c.confirmed_student_id for c in group if c.confirmed_student_id is not None), None) for group in groups
     ]
     known = [
         [student for crop in group if (student := crop.student_id or crop.student_among(merged))] for group in groups
+    ]
+    crops_of = Counter(student for of_group in known for student in of_group)
+    mostly_here = [
+        {student: count for student, count in Counter(of_group).items() if 2 * count > crops_of[student]}
+        for of_group in known
     ]
     memories = [
         [student for crop in group if (student := (remembered or {}).get(crop.id)) and crop.may_become(student)]
@@ -272,6 +289,13 @@ def cluster_owners(
         _claims([[student for student in of_group if student in named] for of_group in known], majority=True),
         [claim for claim in _claims(known, most=True) if claim[2] in merged],
         _claims(known, majority=True),
+        # Else somebody whose other faces are now known to be another's would be nobody, and the name they may have lost.
+        [
+            (-count, label, one)
+            for label, here in enumerate(mostly_here)
+            if len(here) == 1
+            for one, count in here.items()
+        ],
         _claims(memories),
     ):
         for _, label, student in claims:

@@ -7,9 +7,9 @@ import dagster as dg
 import numpy as np
 from pydantic import Field
 
-from pipelines.database import catalog, clusters, crops
+from pipelines.database import catalog, clusters, crops, decisions
 from pipelines.database.clusters import Scope
-from pipelines.faces.clustering import agglomerative_clusters, dbscan_clusters
+from pipelines.faces.clustering import FREE, agglomerative_clusters, dbscan_clusters
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.embedding.registry import get_spec
@@ -58,20 +58,30 @@ class SessionClusteringService:
     def cluster_session(self, key: SessionKey, config: ClusteringConfig) -> ClusteringReport:
         """Cluster the session's usable, embedded crops.
 
-        Crops of one photo share no cluster (agglomerative), unless max_clusters leaves no other way.
+        What a person has said to be no face takes no part. Agglomerative: crops of one photo share no cluster, unless
+        max_clusters leaves no other way; crops confirmed as one student share one, which takes in no crop that was said
+        not to show them. DBSCAN knows no such constraints.
         """
         spec = get_spec(self.model_name)
         threshold = config.distance_threshold or spec.clustering_distance
         with self.database.connection() as connection:
             session = catalog.find_session(connection, key)
             photo_of = {c.id: c.image_id for c in crops.session_crops(connection, session.id) if c.usable}
+            for crop_id in decisions.read_not_faces(connection, list(photo_of)):
+                del photo_of[crop_id]
             ids, vectors = crops.read_embeddings(connection, spec.name, self.version, photo_of, spec.dimension)
+            student_of = decisions.read_confirmed(connection, ids)
+            index = {crop_id: i for i, crop_id in enumerate(ids)}
+            rejected = [(index[crop_id], student) for crop_id, student in decisions.read_rejected(connection, ids)]
         photos = np.array([photo_of[crop_id] for crop_id in ids], dtype=np.int64)
+        known = np.array([student_of.get(crop_id, FREE) for crop_id in ids], dtype=np.int64)
         # No transaction is open meanwhile: thousands of crops take seconds.
         if config.algorithm == "dbscan":
             clustering = dbscan_clusters(vectors, threshold)
         else:
-            clustering = agglomerative_clusters(vectors, threshold, photos, max_clusters=config.max_clusters)
+            clustering = agglomerative_clusters(
+                vectors, threshold, photos, known, max_clusters=config.max_clusters, rejected=rejected
+            )
         labels = {crop_id: int(label) for crop_id, label in zip(ids, clustering.labels, strict=True) if label >= 0}
         with self.database.connection() as connection:
             changed = clusters.write_clusters(connection, Scope(session.class_id, session.id), spec.name, labels)

@@ -10,13 +10,13 @@ from typing import Literal
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import catalog, decisions, students
+from pipelines.database import catalog, students
 from pipelines.database.students import Student
 from pipelines.errors import ConflictError, ParameterError, UnknownIdError
 from pipelines.partitions import ENROL, session_key
 from pipelines.services.attendance import refresh_every_lineage
 from pipelines.services.context import ServiceContext, default_context
-from pipelines.services.decisions import check_name_is_free, clean_name, is_plain
+from pipelines.services.decisions import clean_name, is_plain, rename_student
 from pipelines.services.parameters import Id, Parameters
 
 NAME_COLUMNS = ("first_name", "last_name")
@@ -66,6 +66,7 @@ class StudentRow(BaseModel):
     id: int
     name: str
     provisional: bool
+    hidden: bool = Field(description="A visitor, as a person has said.")
     student_number: str | None
     email: str | None
     crops: int
@@ -214,24 +215,15 @@ class StudentService:
         # A row of a student who was merged says nothing of the one who was kept, whose own row counts.
         merged = merged or student.id != student_id
         changes = {} if merged else self._changes(connection, student, row)
-        if not changes:
+        if not changes and (merged or not student.provisional):
             answer.unchanged += 1
             return
-        if "name" in changes:
-            check_name_is_free(connection, student, row.name)
-            decisions.append_decision(
-                connection,
-                "rename",
-                class_id=class_id,
-                decided_by=self.decided_by,
-                run_id=self.run_id,
-                reason="roster",
-                student_id=student.id,
-                old_name=student.name,
-                new_name=row.name,
-            )
-        students.update_student(connection, student.id, **changes)
-        name = row.name if "name" in changes else student.name
+        name = str(changes.pop("name", student.name))
+        if name != student.name or student.provisional:
+            # With the name that they have too: who is in a roster is not provisional.
+            rename_student(connection, student, name, decided_by=self.decided_by, run_id=self.run_id, reason="roster")
+        if changes:
+            students.update_student(connection, student.id, **changes)
         answer.updated.append(ImportedRow(line=row.line, student_id=student.id, name=name))
 
     def _known(self, connection: Connection, class_id: int, row: RosterRow) -> int | None:
@@ -241,18 +233,16 @@ class StudentService:
             numbered = students.student_numbered(connection, class_id, row.student_number)
         return catalog.student_named(connection, class_id, row.name) if numbered is None else numbered
 
-    def _changes(self, connection: Connection, student: Student, row: RosterRow) -> dict[str, str | bool]:
+    def _changes(self, connection: Connection, student: Student, row: RosterRow) -> dict[str, str]:
         """The columns that the row changes; raises ConflictError where it has another number than the student."""
         if row.student_number is not None and student.student_number not in (None, row.student_number):
             raise ConflictError(
                 f"The name {row.name!r} is that of the student with student_id {student.student_number}: "
                 "tell the two apart by their names."
             )
-        changes: dict[str, str | bool] = {}
+        changes: dict[str, str] = {}
         if row.name != student.name and row.name not in students.former_names(connection, student.id):
             changes["name"] = row.name
-        if student.provisional:
-            changes["provisional"] = False
         if row.student_number is not None and student.student_number is None:
             changes["student_number"] = row.student_number
         if row.email is not None and row.email != student.email:

@@ -13,8 +13,10 @@ def test_a_student_is_renamed_and_no_longer_provisional(client, school):
     (eve,) = client.get(f"{API}/students/?provisional=true").json()["results"]
     renamed = client.patch(f"{API}/students/{eve['id']}/", json={"name": " Eve O'Hara, 伊芙 "})
     assert renamed.status_code == 200
-    assert renamed.json() == {**eve, "name": "Eve O'Hara, 伊芙", "provisional": False}
-    assert client.get(f"{API}/students/{eve['id']}").json() == renamed.json()
+    answer = renamed.json()
+    assert answer.pop("decision_id") > 0
+    assert answer == {**eve, "name": "Eve O'Hara, 伊芙", "provisional": False}
+    assert client.get(f"{API}/students/{eve['id']}").json() == answer
 
 
 def test_a_name_that_another_student_has_is_409(client, school):
@@ -55,7 +57,7 @@ def test_decisions_are_kept_with_who_and_why(client, school, database):
         kept = connection.execute(
             "SELECT kind, decided_by, reason FROM decisions WHERE crop_id = %s ORDER BY id", [crop]
         ).fetchall()
-    assert kept == [("confirm", "api", "seen"), ("unassign", "api", "mistaken")]
+    assert kept == [("assign", "api", "seen"), ("unassign", "api", "mistaken")]
 
 
 def test_merged_students_are_one(client, school):
@@ -88,6 +90,8 @@ def test_a_student_of_another_class_is_409(client, school, embedded_class):
         ("PUT", "/face-crops/{}/student/", {"student_id": 999_999}),
         ("DELETE", "/face-crops/{}/student/", None),
         ("POST", "/face-crops/{}/reject/", {"student_id": 999_999}),
+        ("POST", "/students/{}/confirm-crops/", {"crop_ids": [999_999]}),
+        ("POST", "/students/{}/split/", {"crop_ids": [999_999]}),
     ],
 )
 def test_edits_of_what_is_not_there_and_bodies_that_cannot_be(client, school, method, path, body):
@@ -179,3 +183,91 @@ def test_an_unknown_name_in_the_query_of_an_edit_is_422_and_nothing_is_done(clie
         assert response.status_code == 422
         assert response.json()["detail"][0]["loc"][0] == "query"
     assert client.get(f"{API}/students/{ada}/").json()["name"] == "Ada"
+
+
+def log_of(client, school) -> list[dict]:
+    return client.get(f"{API}/decisions/?class_id={school.class_id}").json()["results"]
+
+
+def test_every_answer_to_a_decision_has_its_id_which_can_be_undone(client, school):
+    ada, bob = school.students["Ada"], school.students["Bob"]
+    crop, other = school.crops["s1", 0, "Ada"], school.crops["s1", 1, "Ada"]
+    session = school.sessions["s1"]
+    for method, path, body, sentence in (
+        ("PUT", f"/face-crops/{crop}/student/", {"student_id": ada}, f"Face {crop} is Ada."),
+        ("DELETE", f"/face-crops/{crop}/student/", None, f"Face {crop} is to have no name."),
+        ("POST", f"/face-crops/{crop}/reject/", {"student_id": bob}, f"Face {crop} is not Bob."),
+        ("POST", f"/face-crops/{crop}/not-a-face/", {"reason": "a poster"}, f"Face {crop} is no face."),
+        ("POST", f"/face-crops/{crop}/not-a-face/", None, f"Face {crop} is no face."),
+        ("POST", f"/students/{ada}/confirm-crops/", {"crop_ids": [crop, other]}, "2 faces are Ada."),
+        ("PATCH", f"/students/{ada}/", {"name": "Ada L"}, "Ada is called Ada L."),
+        ("POST", f"/students/{bob}/merge/", {"into_student_id": ada}, "Bob and Ada are one: Ada."),
+        ("POST", f"/students/{bob}/hide/", None, "Bob is a visitor."),
+        (
+            "PUT",
+            f"/sessions/{session}/attendance/{bob}/",
+            {"status": "excused", "note": "ill"},
+            "Bob was excused in s1.",
+        ),
+        ("PUT", f"/sessions/{session}/attendance/{bob}/", {"status": None}, "The photos say whether Bob was in s1."),
+    ):
+        response = client.request(method, API + path, json=body)
+        assert response.status_code == 200, response.text
+        newest = log_of(client, school)[0]
+        assert (newest["id"], newest["sentence"]) == (response.json()["decision_id"], sentence)
+        assert (newest["decided_by"], newest["in_force"], newest["can_be_undone"]) == ("api", True, True)
+        undone = client.post(f"{API}/decisions/{newest['id']}/undo/", json={"reason": "a slip"})
+        assert (undone.status_code, undone.json()["undone"]) == (200, sentence)
+        undo, before = log_of(client, school)[:2]
+        assert undo["sentence"] == f"Decision {newest['id']} is undone: {sentence}"
+        assert (undo["id"], undo["undoes"], undo["reason"]) == (undone.json()["decision_id"], newest["id"], "a slip")
+        assert (before["in_force"], before["undone_by"], before["can_be_undone"]) == (False, undo["id"], False)
+        assert client.post(f"{API}/decisions/{newest['id']}/undo/").status_code == 409
+    assert {s["name"] for s in client.get(f"{API}/students/").json()["results"]} == {"Ada", "Bob"}
+
+
+def test_faces_are_split_off_their_student_alone(client, school):
+    ada, bob = school.students["Ada"], school.students["Bob"]
+    crops = [school.crops["s1", 0, "Ada"], school.crops["s1", 1, "Ada"]]
+    client.post(f"{API}/students/{ada}/confirm-crops/", json={"crop_ids": crops})
+    assert client.post(f"{API}/students/{bob}/split/", json={"crop_ids": crops}).status_code == 409
+    split = client.post(f"{API}/students/{ada}/split/", json={"crop_ids": crops, "name": "Eda", "reason": "her twin"})
+    assert (split.status_code, split.json()["student_name"], split.json()["crop_ids"]) == (200, "Eda", crops)
+    assert client.get(f"{API}/face-crops/{crops[0]}/").json()["student_id"] == split.json()["student_id"]
+    assert log_of(client, school)[0]["sentence"] == "2 faces are not Ada but somebody else: Eda."
+    assert client.post(f"{API}/decisions/{split.json()['decision_id']}/undo/").status_code == 200
+    assert client.get(f"{API}/face-crops/{crops[0]}/").json()["student_id"] == ada
+
+
+def test_the_log_comes_in_pages_of_one_class(client, school):
+    path = f"{API}/decisions/"
+    assert client.get(path).status_code == 422
+    assert client.get(f"{path}?class_id=999999").status_code == 404
+    first = client.get(f"{path}?class_id={school.class_id}&limit=1").json()
+    second = client.get(f"{path}?class_id={school.class_id}&limit=1&offset=1").json()
+    assert (first["total"], len(first["results"])) == (2, 1)
+    assert first["results"][0]["id"] > second["results"][0]["id"]
+    # What a portrait's file says is taken back by moving the file.
+    assert first["results"][0]["can_be_undone"] is False
+    response = client.post(f"{path}{first['results'][0]['id']}/undo/")
+    assert (response.status_code, "portrait" in response.json()["detail"]) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/decisions/999999/undo/", None, 404),
+        ("POST", "/decisions/1/undo/", {"reason": "x" * 2001}, 422),
+        ("POST", "/students/{ada}/hide/", {"why": "x"}, 422),
+        ("POST", "/students/{ada}/confirm-crops/", {"crop_ids": []}, 422),
+        ("POST", "/students/{ada}/split/", {"crop_ids": [1], "name": " "}, 422),
+        ("PUT", "/sessions/{s1}/attendance/999999/", {"status": "present"}, 404),
+        ("PUT", "/sessions/999999/attendance/{ada}/", {"status": "present"}, 404),
+        ("PUT", "/sessions/{s1}/attendance/{ada}/", {"status": "late"}, 422),
+        ("PUT", "/sessions/{s1}/attendance/{ada}/", {"note": "late"}, 422),
+        ("PUT", "/sessions/{enrol}/attendance/{ada}/", {"status": "present"}, 409),
+    ],
+)
+def test_decisions_that_cannot_be(client, school, method, path, body, status):
+    path = path.format(ada=school.students["Ada"], **school.sessions)
+    assert client.request(method, API + path, json=body).status_code == status

@@ -71,7 +71,7 @@ def test_one_run_goes_from_photos_to_attendance_and_says_what_it_did(run):
     assert embedded["duration_seconds"] > 0
     assert metadata(result, "dlib", "session_attendance")["Math101__s1"]["present"] == 1
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert len(checks) == 6
+    assert len(checks) == 7
     assert all(checks.values())
 
 

@@ -36,19 +36,24 @@ def crops(draw, most: int = 14):
     n = draw(st.integers(1, most))
     values = draw(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=n, max_size=n))
     ids = st.lists(st.integers(-1, 4), min_size=n, max_size=n)
+    photos, students = draw(ids), draw(st.just([-1] * n) | ids)
+    rejected = draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, 4)), max_size=6))
     return (
         np.array(values, float) + np.array([0.5, 0.1, 0.2]),
-        np.array(draw(ids)),
-        np.array(draw(st.just([-1] * n) | ids)),
+        np.array(photos),
+        np.array(students),
         draw(st.floats(0, 0.6)),
         draw(st.none() | st.integers(1, n)),
+        # Nobody is confirmed as a student whom they were said not to be.
+        [(crop, student) for crop, student in rejected if students[crop] != student],
     )
 
 
 class OneMergeAtATime:
     """Average linkage by its definition: the nearest pair that may merge, again and again, by brute force."""
 
-    def __init__(self, embeddings, threshold, photos, students, bound=None):
+    def __init__(self, embeddings, threshold, photos, students, bound=None, rejected=()):
+        self.rejected = set(rejected)
         unit = l2_normalise(embeddings).astype(float)
         self.distances = 1 - unit @ unit.T
         self.photos, self.students = np.asarray(photos), np.asarray(students)
@@ -92,7 +97,8 @@ class OneMergeAtATime:
         for a, b in combinations(clusters, 2):
             shared = (set(self.photos[[*a]].tolist()) & set(self.photos[[*b]].tolist())) - {-1}
             named = set(self.students[[*a, *b]].tolist()) - {-1}
-            if len(named) < 2 and not (with_photos and shared):
+            not_shown = {student for i, student in self.rejected if i in a | b}
+            if len(named) < 2 and not named & not_shown and not (with_photos and shared):
                 found.append((self.distances[np.ix_([*a], [*b])].mean(), clusters - {a, b} | {a | b}))
         least = min((distance for distance, _ in found), default=np.inf)
         return least, [merged for distance, merged in found if distance <= least + ROUNDING]
@@ -120,11 +126,12 @@ class TestAgglomerative:
     @settings(max_examples=300, deadline=None)
     @given(crops())
     def test_constraints_hold(self, case):
-        embeddings, photos, students, threshold, bound = case
-        clustering = agglomerative_clusters(embeddings, threshold, photos, students, bound)
+        embeddings, photos, students, threshold, bound, rejected = case
+        clustering = agglomerative_clusters(embeddings, threshold, photos, students, bound, rejected)
         for cluster in partition(clustering.labels):
             named = {int(students[i]) for i in cluster} - {-1}
             assert len(named) <= 1
+            assert not named & {student for i, student in rejected if i in cluster}
             # Two crops of one photo are together only where both are known to be one student, or the bound leaves no
             # other way.
             for i, j in combinations(cluster, 2):
@@ -136,15 +143,19 @@ class TestAgglomerative:
     @settings(max_examples=300, deadline=None)
     @given(crops(), st.randoms(use_true_random=False))
     def test_the_order_of_the_crops_does_not_matter(self, case, random):
-        embeddings, photos, students, threshold, bound = case
+        embeddings, photos, students, threshold, bound, rejected = case
         # Crops alike in every respect may swap places, so the partition is compared by content.
         order = np.array(random.sample(range(len(embeddings)), len(embeddings)))
 
         def content(order: np.ndarray) -> tuple[list, bool]:
             e, p, s = embeddings[order], photos[order], students[order]
-            clustering = agglomerative_clusters(e, threshold, p, s, bound)
+            r = [(place, student) for place, i in enumerate(order) for crop, student in rejected if crop == i]
+            clustering = agglomerative_clusters(e, threshold, p, s, bound, r)
             return sorted(
-                sorted((*e[i].tolist(), int(p[i]), int(s[i])) for i in cluster)
+                sorted(
+                    (*e[i].tolist(), int(p[i]), int(s[i]), sorted({b for a, b in r if a == i and b in s}))
+                    for i in cluster
+                )
                 for cluster in partition(clustering.labels)
             ), clustering.max_clusters_reached
 
@@ -154,8 +165,8 @@ class TestAgglomerative:
     @given(crops())
     def test_no_merge_is_left_undone_and_labels_count_up(self, case):
         """What remains apart is farther than the threshold or forbidden."""
-        embeddings, photos, students, threshold, bound = case
-        clustering = agglomerative_clusters(embeddings, threshold, photos, students, bound)
+        embeddings, photos, students, threshold, bound, rejected = case
+        clustering = agglomerative_clusters(embeddings, threshold, photos, students, bound, rejected)
         labels = clustering.labels
         first_seen = list(dict.fromkeys(labels.tolist()))
         assert first_seen == list(range(len(first_seen)))
@@ -165,7 +176,8 @@ class TestAgglomerative:
             for other in clusters[a + 1 :]:
                 shared = (set(photos[one].tolist()) & set(photos[other].tolist())) - {-1}
                 named = set(students[[*one, *other]].tolist()) - {-1}
-                if shared or len(named) > 1:
+                not_shown = {student for i, student in rejected if i in {*one, *other}}
+                if shared or len(named) > 1 or named & not_shown:
                     continue
                 assert bound is None or len(clusters) <= bound
                 assert (1 - unit[one] @ unit[other].T).mean() > threshold - 1e-6
@@ -176,8 +188,8 @@ class TestAgglomerative:
         """Merging all reciprocal neighbours at once, and looking at few rows at a time, changes nothing but ties."""
         with patch.object(clustering_module, "_BLOCK", block):
             assert (
-                outcome(agglomerative_clusters(case[0], case[3], *case[1:3], case[4]))
-                in OneMergeAtATime(case[0], case[3], *case[1:3], case[4]).outcomes()
+                outcome(agglomerative_clusters(case[0], case[3], *case[1:3], *case[4:]))
+                in OneMergeAtATime(case[0], case[3], *case[1:3], *case[4:]).outcomes()
             )
 
     @pytest.mark.parametrize("bound", [None, 12, 5, 1])
@@ -210,6 +222,18 @@ class TestAgglomerative:
         labels = agglomerative_clusters(vectors, 0.5, np.array([7, 8, 7, -1])).labels
         assert labels[0] != labels[2]
         assert labels[1] == labels[2]  # nearer: one degree against two
+
+    def test_a_crop_that_does_not_show_a_student_stays_away_from_all_of_theirs_even_under_the_bound(self):
+        """It is nearest to the student's second crop, which looks less like the first one."""
+        angles = np.radians([0, 20, 21, 22])
+        vectors = np.column_stack([np.cos(angles), np.sin(angles)])
+        students = np.array([5, 5, -1, -1])
+        for bound in (None, 1):
+            labels = agglomerative_clusters(vectors, 0.5, None, students, bound, rejected=[(2, 5)]).labels
+            assert labels[0] == labels[1] != labels[2]
+            assert labels[2] == labels[3]
+        # Nobody here is that student.
+        assert set(agglomerative_clusters(vectors, 0.5, None, students, None, rejected=[(2, 6)]).labels) == {0}
 
     def test_must_link_wins_over_the_photo(self):
         vectors = made_people(3, 1)
@@ -262,7 +286,7 @@ class TestAgglomerative:
     @settings(max_examples=200, deadline=None)
     @given(crops())
     def test_a_bound_is_exceeded_by_known_students_alone(self, case):
-        embeddings, photos, students, threshold, bound = case
+        embeddings, photos, students, threshold, bound, _ = case
         clusters = partition(agglomerative_clusters(embeddings, threshold, photos, students, bound or 1).labels)
         assert len(clusters) <= max(bound or 1, len(set(students.tolist()) - {-1}))
 
@@ -335,7 +359,7 @@ class TestDbscan:
     @settings(max_examples=150, deadline=None)
     @given(crops(), st.randoms(use_true_random=False))
     def test_the_order_of_the_crops_does_not_matter(self, case, random):
-        embeddings, _, _, threshold, _ = case
+        embeddings, _, _, threshold, _, _ = case
         order = np.array(random.sample(range(len(embeddings)), len(embeddings)))
 
         def content(order: np.ndarray) -> list:

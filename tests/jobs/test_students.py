@@ -26,6 +26,7 @@ def test_a_roster_is_imported_listed_corrected_and_merged(launch, response, data
         "id": ada,
         "name": "Ada King",
         "provisional": False,
+        "hidden": False,
         "student_number": "1",
         "email": "ada@school.org",
         "crops": 0,
