@@ -29,12 +29,21 @@ class Assignment:
 
 @dataclass(frozen=True)
 class GalleryCrop:
-    """A crop whose student is known."""
+    """A crop whose student is known.
+
+    hidden: a person has said that the student is a visitor. size: pixels of the box's shorter side; sharpness,
+    confidence, yaw as in `CropRow`.
+    """
 
     crop_id: int
     student_id: int
     provisional: bool
+    hidden: bool
     confirmed: bool
+    size: float
+    sharpness: float
+    confidence: float
+    yaw: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def read_probes(
 ) -> list[Probe]:
     """The crops without a student of the class, or of one session, or the one crop if it has none; by photo and id.
 
-    Crops that a person wants without a student are left alone unless asked for by id.
+    Crops that a person wants without a student are left alone unless asked for by id, and what is no face in any case.
     """
     with connection.cursor(row_factory=class_row(Probe)) as cursor:
         return cursor.execute(
@@ -84,6 +93,7 @@ def read_probes(
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             WHERE {_in_scope(session_id, crop_id)} AND (u.crop_id IS NULL OR %(crop)s::bigint IS NOT NULL)
             AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.class_id = %(class)s)
+            AND NOT EXISTS (SELECT 1 FROM not_faces n WHERE n.crop_id = f.id AND n.class_id = %(class)s)
             AND NOT EXISTS (
                 SELECT 1 FROM assignments a WHERE a.crop_id = f.id AND a.model = %(model)s AND a.state = 'assigned'
             )
@@ -121,14 +131,15 @@ def write_confirmed(
 
 
 def read_identities(connection: Connection, class_id: int, model: str) -> dict[int, int | None]:
-    """The student of each crop of the class's present photos, None where it has none."""
+    """The student of each crop of the class's present photos, None where it has none; what is no face is left out."""
     rows = connection.execute(
         """SELECT f.id, coalesce(c.student_id, a.student_id)
         FROM face_crops f
         JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
         JOIN sessions s ON s.id = i.session_id AND s.class_id = %s
         LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = s.class_id
-        LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'""",
+        LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %s AND a.state = 'assigned'
+        WHERE NOT EXISTS (SELECT 1 FROM not_faces n WHERE n.crop_id = f.id AND n.class_id = s.class_id)""",
         [class_id, model],
     )
     return dict(rows.fetchall())
@@ -212,7 +223,8 @@ def read_gallery(
     """
     with connection.cursor(row_factory=class_row(GalleryCrop)) as cursor:
         return cursor.execute(
-            f"""SELECT f.id AS crop_id, st.id AS student_id, st.provisional, c.student_id IS NOT NULL AS confirmed
+            f"""SELECT f.id AS crop_id, st.id AS student_id, st.provisional, st.hidden, c.student_id IS NOT NULL AS confirmed,
+                least(f.width, f.height) AS size, f.sharpness, f.confidence, f.yaw
             FROM {_GALLERY} ORDER BY f.id""",  # noqa: S608 - only a constant is put in
             {"class": class_id, "model": model, "session": without_session},
         ).fetchall()

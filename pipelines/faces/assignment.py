@@ -1,7 +1,11 @@
-"""Matching faces with a gallery of known people: k nearest neighbours, then one face per student and photo."""
+"""Matching faces with a gallery of known people: k nearest neighbours, then one face per student and photo.
+
+A face may also stand for several of one person: what is said of faces here holds for the people of a session too, each
+with the photos that show them.
+"""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -133,53 +137,114 @@ def _nearest_crops(
     return -np.sort(-nearest, axis=1)
 
 
+def candidates_beside_visitors(
+    similarity: NDArray[np.floating[Any]],
+    gallery_students: NDArray[np.int64],
+    visitors: Collection[int],
+    k: int,
+    threshold: float,
+    margin: float,
+    voting: Literal["majority", "equal_ballots", "best"] = "equal_ballots",
+) -> list[list[Candidate]]:
+    """What `knn_votes` says of faces where part of the gallery are visitors: known people who are no students.
+
+    visitors: which of gallery_students they are; margin as for `assign_people`, the rest as for `knn_votes`.
+
+    Visitors have no vote among students: a face is a visitor's only where that is nearest (cosine similarity of at least
+    `threshold`) and leads every student by `margin`. Where it does not, the nearest student comes first, with the visitor
+    as runner-up, so that the face needs a review: a face must not be lost to a student whom it may well show. Faces that
+    are nearer to a student are matched with the students alone, and the nearest visitor, where nearer than any other
+    runner-up, tells how clear that is.
+    """
+    is_visitor = np.isin(gallery_students, list(visitors))
+    students = knn_votes(similarity[:, ~is_visitor], gallery_students[~is_visitor], k, threshold, voting)
+    if not is_visitor.any():
+        return students
+    absorbing = knn_votes(similarity[:, is_visitor], gallery_students[is_visitor], 1, threshold, "best")
+    return [_beside_visitors(*found, margin) for found in zip(students, absorbing, strict=True)]
+
+
+def _beside_visitors(students: list[Candidate], visitors: list[Candidate], margin: float) -> list[Candidate]:
+    """The candidates of one face among students and among visitors in one list, whose first one is to be decided on."""
+    nearest = max(students, key=lambda c: (c.best_similarity, -c.student), default=None)
+    visitor = visitors[0] if visitors else None
+    if visitor is None or not visitor.votes or (nearest and nearest.best_similarity > visitor.best_similarity):
+        return [*students, *(v._replace(votes=0) for v in visitors)]
+    if nearest and visitor.best_similarity - nearest.best_similarity < margin:
+        return [nearest._replace(votes=1), visitor._replace(votes=0)]
+    return [*visitors, *(s._replace(votes=0) for s in students)]
+
+
 def assign_one_to_one(
     candidates: list[list[Candidate]],
     photo_ids: Iterable[int],
     margin: float,
     taken: Mapping[int, Collection[int]] | None = None,
 ) -> list[Decision]:
-    """Decide every face, so that no photo shows one student twice.
+    """Decide every face, so that no photo shows one student twice: `assign_people` where each is in one photo."""
+    return assign_people(candidates, [[photo] for photo in photo_ids], margin, taken)
 
-    candidates: from `knn_votes`, one list per face; photo_ids: the photo of each face. margin: a first choice that
-    leads the nearest other student by less (cosine similarity) needs a review. taken: students already assigned to
-    another face of a photo, by photo id.
 
-    Where several faces of a photo have the same first choice, the most similar one keeps it. The others need a review,
-    and so does a face whose first choice is taken: a second detection, a poster or a twin never turns silently into
-    another student. They are proposed the best one-to-one matching (by `best_similarity`) with those of their
-    candidates that the photo does not show yet: Kuhn, "The Hungarian method for the assignment problem", 1955, with
-    the option to reject a face, which is then proposed its first choice.
+def assign_people(
+    candidates: list[list[Candidate]],
+    photos: Sequence[Collection[int]],
+    margin: float,
+    taken: Mapping[int, Collection[int]] | None = None,
+) -> list[Decision]:
+    """Decide who each face is, or each person whose faces were taken together, so that no photo shows one student twice.
+
+    candidates: from `knn_votes`, one list per face; photos: the photos that show each. margin: a first choice that leads
+    the nearest other student by less (cosine similarity) needs a review. taken: students already assigned to another face
+    of a photo, by photo id.
+
+    Where several that share a photo have the same first choice, the most similar one keeps it; two that share no photo
+    may both be that student. The others need a review, and so does one whose first choice is taken in any of its photos:
+    a second detection, a poster or a twin never turns silently into another student. They are proposed the best
+    one-to-one matching (by `best_similarity`) with those of their candidates that their photos do not show yet: Kuhn,
+    "The Hungarian method for the assignment problem", 1955, with the option to reject a face, which is then proposed its
+    first choice. Matched together are those that a chain of shared photos connects.
 
     Independent of the order of faces; of two faces with the very same candidates the earlier one counts as nearer.
     """
     decisions = [_decide("no_match", None, found, margin) for found in candidates]
-    faces_of: dict[int, list[int]] = defaultdict(list)
-    for face, photo in enumerate(photo_ids):
-        if candidates[face] and candidates[face][0].votes:
-            faces_of[photo].append(face)
-    for photo, faces in faces_of.items():
-        shown = set((taken or {}).get(photo, ()))
-        others = []
-        for face in sorted(faces, key=lambda face: (-candidates[face][0].best_similarity, candidates[face], face)):
-            first = candidates[face][0]
-            if first.student in shown:
-                others.append(face)
-            else:
-                shown.add(first.student)
-                decisions[face] = _decide("assigned", first, candidates[face], margin)
-        if not others:
-            continue
-        for face, proposal in zip(others, _proposals([candidates[face] for face in others], shown), strict=True):
+    shown: dict[int, set[int]] = defaultdict(set, {photo: set(students) for photo, students in (taken or {}).items()})
+    wanting = [face for face, found in enumerate(candidates) if found and found[0].votes]
+    others = []
+    for face in sorted(wanting, key=lambda face: (-candidates[face][0].best_similarity, candidates[face], face)):
+        first = candidates[face][0]
+        if any(first.student in shown[photo] for photo in photos[face]):
+            others.append(face)
+        else:
+            for photo in photos[face]:
+                shown[photo].add(first.student)
+            decisions[face] = _decide("assigned", first, candidates[face], margin)
+    for faces in _sharing_photos(others, photos):
+        unavailable = [set().union(*(shown[photo] for photo in photos[face])) for face in faces]
+        for face, proposal in zip(faces, _proposals([candidates[face] for face in faces], unavailable), strict=True):
             decisions[face] = _decide("needs_review", proposal, candidates[face], margin)
     return decisions
 
 
-def _proposals(candidates: list[list[Candidate]], shown: set[int]) -> list[Candidate]:
-    """One candidate for each face: not in `shown` and each student once, or the face's first where that leaves none."""
+def _sharing_photos(faces: list[int], photos: Sequence[Collection[int]]) -> list[list[int]]:
+    """The faces in parts, in the order given, so that no photo shows faces of two parts."""
+    parts: list[tuple[set[int], list[int]]] = []
+    for face in faces:
+        own = set(photos[face])
+        touched = [part for part in parts if part[0] & own]
+        parts = [part for part in parts if not part[0] & own]
+        merged = sorted((f for part in touched for f in part[1]), key=faces.index)
+        parts.append((own.union(*(part[0] for part in touched)), [*merged, face]))
+    return [members for _, members in parts]
+
+
+def _proposals(candidates: list[list[Candidate]], unavailable: list[set[int]]) -> list[Candidate]:
+    """One candidate for each face: none unavailable to it, each student once; or its first where that leaves none."""
     from scipy.optimize import linear_sum_assignment
 
-    left = [{c.student: c for c in found if c.votes and c.student not in shown} for found in candidates]
+    left = [
+        {c.student: c for c in found if c.votes and c.student not in shown}
+        for found, shown in zip(candidates, unavailable, strict=True)
+    ]
     students = sorted({student for of_face in left for student in of_face})
     # One column per student and one per face for rejecting it, which is worse than any student that may be proposed.
     impossible, rejected = -9.0, -2.0

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.faces.assignment import Candidate, assign_one_to_one, knn_votes
+from pipelines.faces.assignment import (
+    Candidate,
+    assign_one_to_one,
+    assign_people,
+    candidates_beside_visitors,
+    knn_votes,
+)
 
 ANNA, BEN, CLEO = 1, 2, 3
 VOTING = get_args(get_type_hints(knn_votes)["voting"])
@@ -247,3 +253,95 @@ class TestAssignOneToOne:
                         assert candidates[j][0].best_similarity <= first.best_similarity
             others = matrix[i][gallery != decision.student]
             assert decision.runner_up_similarity == max(others.tolist(), default=None)
+
+
+class TestAssignPeople:
+    """People whose faces in several photos were taken together."""
+
+    def test_two_who_share_no_photo_may_be_one_student(self):
+        candidates = knn_votes(np.array([[0.98], [0.95]], np.float32), np.array([ANNA]), 5, 0.9)
+        assert [d.state for d in assign_people(candidates, [{1, 2}, {3}], 0.0)] == ["assigned", "assigned"]
+
+    def test_of_two_who_share_a_photo_the_nearer_one_keeps_the_student(self):
+        candidates = knn_votes(np.array([[0.95], [0.98]], np.float32), np.array([ANNA]), 5, 0.9)
+        far, near = assign_people(candidates, [{1, 2}, {2, 3}], 0.0)
+        assert (near.state, far.state, far.student) == ("assigned", "needs_review", ANNA)
+
+    def test_a_student_taken_in_any_of_the_photos_needs_review(self):
+        candidates = knn_votes(np.array([[0.98]], np.float32), np.array([ANNA]), 5, 0.9)
+        (decision,) = assign_people(candidates, [{1, 2}], 0.0, taken={2: {ANNA}})
+        assert decision.state == "needs_review"
+
+    def test_losers_in_different_photos_may_be_proposed_the_same_student(self):
+        """Ben is in neither photo, and both who look like Anna, but are not her, look like him too."""
+        rows = np.array([[0.99, 0.5], [0.95, 0.93], [0.99, 0.5], [0.94, 0.92]], np.float32)
+        candidates = knn_votes(rows, np.array([ANNA, BEN]), 5, 0.9)
+        decisions = assign_people(candidates, [{1}, {1}, {2}, {2}], 0.0)
+        assert [(d.state, d.student) for d in decisions] == [("assigned", ANNA), ("needs_review", BEN)] * 2
+        linked = assign_people(candidates, [{1}, {1, 3}, {2}, {2, 3}], 0.0)
+        assert [d.student for d in linked] == [ANNA, BEN, ANNA, ANNA]
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def test_no_photo_shows_a_student_twice_in_any_order(self, data):
+        n = data.draw(st.integers(1, 7))
+        rows = data.draw(
+            st.lists(st.lists(st.integers(860, 1000), min_size=4, max_size=4), min_size=n, max_size=n, unique_by=tuple)
+        )
+        photos = data.draw(st.lists(st.sets(st.integers(1, 4), min_size=1, max_size=3), min_size=n, max_size=n))
+        taken = data.draw(st.dictionaries(st.integers(1, 4), st.sets(st.integers(1, 4), max_size=2)))
+        candidates = knn_votes(np.array(rows) / 1000, np.arange(1, 5), 3, 0.9)
+        decisions = assign_people(candidates, photos, 0.01, taken)
+        shown = [
+            (photo, d.student) for d, p in zip(decisions, photos, strict=True) for photo in p if d.state == "assigned"
+        ]
+        shown += [(photo, student) for photo, students in taken.items() for student in students]
+        assert len(shown) == len(set(shown))
+        order = data.draw(st.permutations(range(n)))
+        again = assign_people([candidates[i] for i in order], [photos[i] for i in order], 0.01, taken)
+        if len({tuple(c) for c in candidates}) == n:
+            assert [(d.state == "assigned", d.runner_up_similarity is None) for d in again] == [
+                (decisions[i].state == "assigned", decisions[i].runner_up_similarity is None) for i in order
+            ]
+
+
+class TestVisitors:
+    """Ben is a visitor, Anna and Cleo are students."""
+
+    def decide(self, *row: float, margin: float = 0.02):
+        similarity = np.array([row], np.float32)
+        found = candidates_beside_visitors(similarity, np.array([ANNA, BEN, CLEO]), {BEN}, 5, 0.9, margin)
+        (decision,) = assign_people(found, [{7}], margin)
+        return decision.state, decision.student, decision.runner_up
+
+    def test_a_visitor_absorbs_their_own_face(self):
+        assert self.decide(0.92, 0.97, 0.5) == ("assigned", BEN, ANNA)
+
+    def test_a_face_that_a_student_is_nearly_as_near_to_is_asked_about_with_the_student(self):
+        assert self.decide(0.96, 0.97, 0.5) == ("needs_review", ANNA, BEN)
+        assert self.decide(0.89, 0.905, 0.5) == ("needs_review", ANNA, BEN)
+
+    def test_a_student_who_leads_a_visitor_by_little_needs_review_too(self):
+        assert self.decide(0.97, 0.96, 0.5) == ("needs_review", ANNA, BEN)
+
+    def test_a_clear_student_is_assigned_and_names_the_nearest_other_of_all(self):
+        assert self.decide(0.97, 0.93, 0.5) == ("assigned", ANNA, BEN)
+        assert self.decide(0.97, 0.6, 0.8) == ("assigned", ANNA, CLEO)
+
+    def test_nobody_near_enough(self):
+        assert self.decide(0.5, 0.8, 0.6) == ("no_match", None, BEN)
+
+    def test_a_visitor_outvotes_no_student(self):
+        similarity = np.array([[0.97, 0.94, 0.94, 0.94]], np.float32)
+        students = np.array([ANNA, BEN, BEN, BEN])
+        (found,) = candidates_beside_visitors(similarity, students, {BEN}, 5, 0.9, 0.01, "majority")
+        assert found[0].student == ANNA
+
+    def test_a_gallery_of_visitors_alone_and_one_without_any(self):
+        similarity = np.array([[0.97]], np.float32)
+        for visitors in ({ANNA}, set()):
+            (found,) = candidates_beside_visitors(similarity, np.array([ANNA]), visitors, 5, 0.9, 0.01)
+            assert (found[0].student, found[0].votes) == (ANNA, 1)
+
+    def test_a_visitor_ruled_out_for_a_face_is_nowhere(self):
+        assert self.decide(0.95, -np.inf, 0.5) == ("assigned", ANNA, CLEO)

@@ -92,10 +92,10 @@ def test_a_labelled_class_with_portraits_is_right_about_everybody(database, shar
     data = folder / "caltech_class"
     result = figures("caltech_class", data / "labels.csv", "--attendance", data / "attendance.csv")
     assert result["detection_recall"] >= 0.98
-    assert result["bcubed_f1"] >= 0.97
+    assert result["bcubed_f1"] >= 0.99
     assert (result["guests_accepted"], result["guests_total"]) == (0, 5)
     assert result["attendance_precision"] == 1.0
-    assert result["attendance_recall"] >= 0.98
+    assert result["attendance_recall"] == 1.0
 
 
 @pytest.mark.slow
@@ -104,5 +104,34 @@ def test_a_labelled_class_without_portraits_is_grouped_into_its_people(database,
     shutil.copytree(data, tmp_path / "Nameless", ignore=shutil.ignore_patterns("enrol"))
     assert CliRunner().invoke(main, ["run", str(tmp_path)], catch_exceptions=False).exit_code == 0
     result = figures("Nameless", data / "labels.csv")
-    assert result["bcubed_f1"] >= 0.97
+    assert result["bcubed_f1"] >= 0.99
     assert result["rank1"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", ["one of all photos", "one a photo"])
+def test_of_real_crews_nobody_is_taken_for_somebody_else(database, shared_faces, tmp_path, sessions):
+    """74 portraits, 25 of people who are in no photo; and photos of up to ten people, years apart."""
+    data = shared_faces / "nasa_crews"
+    folder = tmp_path / "photos" / "Crews"
+    shutil.copytree(data / "portraits", folder / "enrol")
+    place = {
+        photo.name: f"{photo.stem if sessions == 'one a photo' else 'all'}/{photo.name}"
+        for photo in (data / "images").iterdir()
+    }
+    for name, path in place.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(data / "images" / name, folder / path)
+    with (data / "labels.csv").open(newline="") as file:
+        rows = [dict(row) for row in csv.DictReader(file)]
+    labels = write(tmp_path / "labels.csv", [{**row, "file": place[row["file"]]} for row in rows])
+    attendance = write(
+        tmp_path / "attendance.csv",
+        [{"session": place[row["file"]].split("/")[0], "identity": row["identity"], "present": 1} for row in rows],
+    )
+    assert CliRunner().invoke(main, ["run", str(folder.parent)], catch_exceptions=False).exit_code == 0
+    result = figures("Crews", labels, "--attendance", attendance)
+    assert result["detection_recall"] == 1.0
+    # Every face is labelled, and who is said to be in a photo's session is there: no name is wrong.
+    assert (result["attendance_precision"], result["guests_accepted"]) == (1.0, 0)
+    assert result["rank1"] >= 0.7
