@@ -14,9 +14,13 @@ import click
 from pipelines.commands.backfill import backfill
 from pipelines.commands.calibration import calibrate
 from pipelines.commands.common import MODEL, plain_errors
+from pipelines.commands.decisions import DECISION_COMMANDS
 from pipelines.commands.model_switch import MODEL_SWITCH_COMMANDS
 from pipelines.commands.models import models
 from pipelines.commands.operations import OPERATION_COMMANDS
+from pipelines.commands.reclustering import RECLUSTERING_COMMANDS
+from pipelines.commands.report import report
+from pipelines.commands.review import review
 from pipelines.commands.students import students
 from pipelines.commands.worker import worker
 from pipelines.errors import AttendanseeError
@@ -148,6 +152,7 @@ def print_register(register: Any) -> None:
         "present": "[green]✓ present",
         "absent": "[red]✗ absent",
         "unsure": "[yellow]? unsure",
+        "excused": "[blue]E excused",
         "unknown": "[magenta]● unknown",
         "": "",
     }
@@ -157,11 +162,18 @@ def print_register(register: Any) -> None:
     for session in register.sessions:
         table.add_column(session)
     for name, *cells in register.rows():
-        table.add_row(escape(name), *(marks[cell] for cell in cells))
+        by_hand = ("[/] *" if (name, session) in register.marks else "" for session in register.sessions)
+        table.add_row(escape(name), *(marks[cell] + star for cell, star in zip(cells, by_hand, strict=True)))
     # A register cut off at the edge of a narrow terminal or a pipe would hide names and sessions.
     console = Console()
     console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), table).maximum)
     console.print(table)
+    for (name, session), mark in register.marks.items():
+        note = f": {mark.note}" if mark.note else ""
+        # Markup off, for notes are anybody's text.
+        console.print(
+            f"* {name}, {session}: {mark.status}, set by {mark.decided_by}{note}", markup=False, soft_wrap=True
+        )
 
 
 def print_refusals(console: Any, database: Any, class_name: str) -> None:
@@ -295,10 +307,12 @@ def demo() -> None:
     sys.exit(0 if succeeded else 1)
 
 
-for command in (*OPERATION_COMMANDS, *MODEL_SWITCH_COMMANDS):
+for command in (*OPERATION_COMMANDS, *MODEL_SWITCH_COMMANDS, *DECISION_COMMANDS, *RECLUSTERING_COMMANDS):
     main.add_command(command)
 main.add_command(students)
+main.add_command(review)
 main.add_command(models)
 main.add_command(backfill)
 main.add_command(calibrate)
+main.add_command(report)
 main.add_command(worker)

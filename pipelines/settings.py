@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(
         default=None, description="Bearer token of the HTTP API; unset serves this machine alone, without one."
     )
+    thumbnails_in_ui: bool = Field(
+        default=False,
+        description="Put small pictures of faces into Dagster's event log, where they stay until it is deleted.",
+    )
     broker_url: SecretStr | None = Field(
         default=None,
         description="Redis of the scale-out profile, redis://HOST:6379/0; unset executes every run on this machine.",

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipelines.api import classes, face_crops, images, operations, sessions, students
+from pipelines.api import classes, decisions, face_crops, images, operations, review, sessions, students
 from pipelines.api.auth import Guard, SecurityHeaders, token_of
 from pipelines.api.common import PREFIX, known_names_only
 from pipelines.api.dagster_runs import DagsterRuns
@@ -77,9 +77,10 @@ def create_app(settings: Settings) -> FastAPI:
     # The guard asks for the token; this says so in the OpenAPI.
     bearer = [Depends(HTTPBearer(auto_error=False, scheme_name="token"))] if token else []
     api = APIRouter(prefix=PREFIX, dependencies=[*bearer, Depends(known_names_only), Depends(one_of_the_writers)])
-    for part in (operations, classes, sessions, images, face_crops, students):
+    for part in (operations, classes, review, sessions, images, face_crops, students, decisions):
         api.include_router(part.router)
     app.include_router(api)
+    app.include_router(review.pages)
     app.add_api_route("/docs", lambda: HTMLResponse(page(app.openapi())), include_in_schema=False)
     app.openapi = lambda: _with_exact_bounds(FastAPI.openapi(app))  # type: ignore[method-assign]
     add_error_handlers(app)

@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import closing
 
 import uvicorn
@@ -24,8 +25,17 @@ class ServeError(AttendanseeError):
     """The API cannot be served there."""
 
 
-def run_api(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve the API at http://host:port until SIGINT or SIGTERM arrives; the address is printed once it answers.
+def print_address(url: str) -> None:
+    """Say where the API is."""
+    print(f"HTTP API: {url} (its description: {url}/docs; Ctrl-C stops it)", flush=True)
+
+
+def run_api(
+    settings: Settings, host: str = "127.0.0.1", port: int = 8000, *, serving: Callable[[str], None] = print_address
+) -> None:
+    """Serve the API at http://host:port until SIGINT or SIGTERM arrives.
+
+    serving: called with the address once it answers.
 
     Raises ServeError where the port is in use, or where other machines could reach it and no token is set; DatabaseError
     where there is no usable database.
@@ -40,7 +50,8 @@ def run_api(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> No
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=STOPPING_SECONDS,
-            )
+            ),
+            serving,
         )
         # uvicorn raises the signal that ended it once more when it is done, which would end us unclean. This stays so:
         # a further Ctrl-C would break into the interpreter's wait for the threads with a traceback.
@@ -56,12 +67,15 @@ def run_api(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> No
 class _Server(uvicorn.Server):
     """Says where it serves, once it does; ends in order on a second Ctrl-C too."""
 
+    def __init__(self, config: uvicorn.Config, serving: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self.serving = serving
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            print(f"HTTP API: {url} (its description: {url}/docs; Ctrl-C stops it)", flush=True)
+            self.serving(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -9,10 +9,15 @@ _BINS = 40
 _WIDTH, _HEIGHT, _BASE = 640, 280, 240
 
 
-def score_plot(genuine: NDArray[Any], impostor: NDArray[Any], threshold: float | None) -> str:
+def score_plot(
+    genuine: NDArray[Any],
+    impostor: NDArray[Any],
+    threshold: float | None,
+    names: tuple[str, str] = ("genuine", "impostor"),
+) -> str:
     """An SVG image of both distributions over cosine similarity, with the threshold as a line where there is one.
 
-    genuine, impostor: (m,), (n,) scores, at least one together. Both histograms have the same area however many scores
+    genuine, impostor: (m,), (n,) scores, at least one together. names: what they are called in the picture. Both histograms have the same area however many scores
     there are, and only their shares are in the picture.
     """
     scores = np.concatenate([genuine, impostor])
@@ -29,7 +34,7 @@ def score_plot(genuine: NDArray[Any], impostor: NDArray[Any], threshold: float |
         f'font-size="12"><rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>'
     ]
     # Told apart by their outlines, too, where colours cannot be.
-    styles = (("genuine", "#1b7837", "none", 20), ("impostor", "#b2182b", "4 2", 150))
+    styles = ((names[0], "#1b7837", "none", 20), (names[1], "#b2182b", "4 2", 150))
     for of, scored, (name, colour, dashes, place) in zip(shares, (genuine, impostor), styles, strict=True):
         heights = (_BASE - 60) * of / tallest
         steps = " ".join(

@@ -1,0 +1,363 @@
+"""The report as a file: whole without a network, right for every name, readable by eye, keyboard and screen reader."""
+
+import base64
+import csv
+import io
+import re
+import shutil
+from collections.abc import Callable
+from datetime import datetime
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from openpyxl import load_workbook
+from PIL import Image
+
+from pipelines.database import catalog
+from pipelines.services import report as report_module
+from pipelines.services.context import ServiceContext, default_context
+from pipelines.services.decisions import DecisionService
+from pipelines.services.export import EVIDENCE_COLUMNS, report_csv, report_json, report_xlsx
+from pipelines.services.report import report_html
+from pipelines.services.review import Review, read_review
+
+BOLD, SUM, RTL = "<b>Bob</b> & 'Co\"", "=1+1", "محمد الخوارزمي"
+MADE_AT = datetime(2026, 9, 7, 12, 0)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# The lowest contrast between a text and what is painted behind it, WCAG 2.2, "relative luminance", with the text.
+LOWEST_CONTRAST = """() => {
+    const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const parse = text => text.match(/[\\d.]+/g).map(Number);
+    const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const behind = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const colour = parse(getComputedStyle(e).backgroundColor);
+            if (colour.length < 4 || colour[3] > 0) return colour;
+        }
+        return [255, 255, 255];
+    };
+    let lowest = [21, ''];
+    for (const element of document.body.querySelectorAll('*')) {
+        const text = [...element.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join('');
+        if (!text) continue;
+        const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
+        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (contrast < lowest[0]) lowest = [contrast, text];
+    }
+    return lowest;
+}"""
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and the text of each."""
+
+    VOID = frozenset({"meta", "img", "br", "image", "use"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self.open: list[int] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
+        if tag not in self.VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self.open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for index in self.open:
+            self.elements[index][2].append(data)
+
+    def all(self, *tags: str) -> list[tuple[dict[str, str], str]]:
+        return [(attributes, " ".join("".join(text).split())) for tag, attributes, text in self.elements if tag in tags]
+
+    def one(self, identity: str) -> str:
+        (text,) = [
+            " ".join("".join(t).split()) for _, attributes, t in self.elements if attributes.get("id") == identity
+        ]
+        return text
+
+
+@pytest.fixture
+def school(embedded_class, process_class, database, tmp_path) -> Callable[..., tuple[ServiceContext, Review]]:
+    """The class "m" with photos and crops in files; of the three photos 2026-09-07/1.jpg is gone."""
+    embedded_class.enrol("m", BOLD, SUM, RTL)
+    embedded_class.session("m__2026-09-07", [[BOLD, SUM, RTL, "Eve"], [BOLD, "Eve"]])
+    embedded_class.session("m__2026-09-14", [[SUM, RTL]])
+    context = default_context()
+    photos = tmp_path / "photos"
+    store = context.store.model_copy(update={"photos": str(photos), "crops": str(tmp_path / "crops")})
+    rng = np.random.default_rng(3)
+    with database.connection() as connection:
+        catalog.record_photo_root(connection, "m", str(photos))
+        for path in ("m/2026-09-07/0.jpg", "m/2026-09-14/0.jpg"):
+            (photos / path).parent.mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 255, (200, 200, 3), np.uint8)).resize((1000, 1000)).save(photos / path)
+        for (crop_id,) in connection.execute("SELECT id FROM face_crops").fetchall():
+            stored = store.write_crop(f"m/{crop_id}", rng.integers(0, 255, (120, 90, 3), np.uint8))
+            connection.execute("UPDATE face_crops SET crop_path = %s WHERE id = %s", [stored, crop_id])
+    process_class("dlib")
+    surroundings = ServiceContext(context.database, store, context.models, context.settings)
+
+    def read(session: str | None = None) -> tuple[ServiceContext, Review]:
+        return surroundings, read_review(surroundings, "m", session_name=session)
+
+    return read
+
+
+def page_of(school: Callable[..., tuple[ServiceContext, Review]], session: str | None = None) -> tuple[str, Page]:
+    text = report_html(*school(session), MADE_AT)
+    return text, Page(text)
+
+
+def test_the_file_needs_nothing_but_itself(school):
+    text, page = page_of(school)
+    assert page.all("script", "iframe", "link", "object", "embed", "form") == []
+    for attributes, _ in page.all("img", "image", "use", "a"):
+        address = attributes.get("src") or attributes.get("href", "")
+        assert address.startswith(("data:image/jpeg;base64,", "#")), address[:60]
+    assert re.findall(r"(?:https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)) == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not any(name.startswith("on") for _, attributes, _ in page.elements for name in attributes)
+    (policy,) = [a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_link_leads_somewhere_and_every_id_is_one(school):
+    _, page = page_of(school)
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {a["href"][1:] for a, _ in page.all("a", "use")}
+    labels = {a["aria-labelledby"] for _, a, _ in page.elements if "aria-labelledby" in a}
+    assert links | labels <= set(ids)
+
+
+def test_it_can_be_read_with_a_screen_reader_and_a_keyboard(school):
+    _, page = page_of(school)
+    assert [a["lang"] for a, _ in page.all("html")] == ["en"]
+    for landmark in ("header", "nav", "main", "footer", "h1", "title", "caption"):
+        assert len(page.all(landmark)) == 1, landmark
+    assert page.all("a")[0] == ({"class": "skip", "href": "#register"}, "Skip to the register")
+    assert all(len(a["alt"]) > 10 for a, _ in page.all("img"))
+    pictures = [a for a, _ in page.all("svg") if "aria-hidden" not in a]
+    assert pictures
+    assert all(a["role"] == "img" and a["aria-label"].startswith("Face: ") for a in pictures)
+    assert {a.get("scope") for a, _ in page.all("th")} == {"row", "col"}
+    (scrolled,) = [a for _, a, _ in page.elements if a.get("role") == "region"]
+    assert scrolled["tabindex"] == "0"
+    assert all(text or a.get("aria-label") for a, text in page.all("a"))
+    levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_names_are_text_and_keep_their_direction(school):
+    text, page = page_of(school)
+    assert page.all("b") == [(a, t) for a, t in page.all("b") if t[:1] in "✓?●V⊘"], "only the labels of boxes are bold"
+    assert BOLD not in text
+    names = [t for _, t in page.all("bdi")]
+    assert names.count(BOLD) >= 3
+    assert RTL in names
+    labels = [a["aria-label"] for a, _ in page.all("svg", "a") if RTL in a.get("aria-label", "")]
+    assert labels
+    assert all(f"\u2068{RTL}\u2069" in label for label in labels)
+
+
+def test_every_cell_links_to_its_evidence_in_words(school):
+    context, review = school()
+    page = Page(report_html(context, review, MADE_AT))
+    cells = [a["href"][1:] for a, t in page.all("a") if re.match("c[0-9]", a["href"][1:]) and ": why," in t]
+    assert sorted(cells) == sorted(f"c{cell.student_id}-{cell.session_id}" for cell in review.cells)
+    for cell in review.cells:
+        evidence = page.one(f"c{cell.student_id}-{cell.session_id}").replace("\u2068", "").replace("\u2069", "")
+        assert cell.status in evidence
+        for sentence in cell.why:
+            assert sentence.replace("\u2068", "").replace("\u2069", "") in evidence
+        assert evidence.count("Compared with the known faces") + evidence.count("Grouped with") == len(cell.crop_ids)
+
+
+def test_states_are_told_apart_without_colours(school, database):
+    _, review = school()
+    (unknown,) = [s for s in review.students if s.kind == "unknown"]
+    DecisionService("ann").hide(unknown.student_id)
+    rtl = next(s for s in review.students if s.name == RTL)
+    DecisionService("ann").not_a_face([rtl.crop_ids[-1]])
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET state = 'needs_review' WHERE crop_id = %s", [rtl.crop_ids[0]])
+    text, page = page_of(school)
+    boxes = {
+        a["class"].split()[1]: (a["aria-label"], t) for a, t in page.all("a") if a.get("class", "").startswith("box")
+    }
+    assert set(boxes) == {"b-sure", "b-unsure", "b-visitor", "b-not_a_face"}
+    for name, symbol in {"b-sure": "✓", "b-unsure": "?", "b-visitor": "V", "b-not_a_face": "⊘"}.items():
+        label, shown = boxes[name]
+        assert name[2:].replace("_", " ") in label
+        assert shown.startswith(symbol)
+    for style in ("dashed", "dotted", "double"):
+        assert f"border-style: {style}" in text
+
+
+def test_a_photo_that_is_gone_is_said_in_its_place(school):
+    _, page = page_of(school)
+    assert len(page.all("img")) == 2  # of three
+    (gone,) = [t for a, t in page.all("p") if a.get("class") == "gone"]
+    assert "'m/2026-09-07/1.jpg' is no longer in the photo root" in gone
+    assert len(page.all("symbol")) == 11  # all faces are there, which were cut out before
+
+
+def test_without_the_photo_root_and_the_crops_it_is_still_made(school, tmp_path):
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    (tmp_path / "crops").rename(tmp_path / "crops_moved")
+    _, page = page_of(school)
+    assert page.all("img", "symbol") == []
+    assert "its picture is gone" in {a.get("aria-label", "")[-20:-1] for a, _ in page.all("span")}
+    assert len([a for a, _ in page.all("p") if a.get("class") == "gone"]) == 3
+
+
+def test_the_file_stays_small_however_many_photos_there_are(school, monkeypatch):
+    monkeypatch.setattr(report_module, "PHOTO_BYTES", 400_000)
+    monkeypatch.setattr(report_module, "FACE_BYTES", 20_000)
+    text, page = page_of(school)
+    photos = [base64.b64decode(a["src"].partition(",")[2]) for a, _ in page.all("img")]
+    faces = [base64.b64decode(a["href"].partition(",")[2]) for a, _ in page.all("image")]
+    assert sum(map(len, photos)) <= 400_000
+    assert 0 < sum(map(len, faces)) <= 20_000
+    # The first is small, for there are three; what the lost one leaves is the last one's.
+    assert [max(Image.open(io.BytesIO(photo)).size) for photo in photos] == [640, 1000]
+    assert len(text) < 700_000
+    monkeypatch.setattr(report_module, "PHOTO_BYTES", 0)
+    assert "Left out to keep the file small" in page_of(school)[0]
+
+
+def test_no_picture_carries_what_the_camera_wrote_beside_it(school, tmp_path):
+    path = tmp_path / "photos" / "m" / "2026-09-14" / "0.jpg"
+    exif = Image.Exif()
+    exif[0x010F] = "camera of somebody"
+    Image.open(path).save(path, exif=exif)
+    _, page = page_of(school, "2026-09-14")
+    (photo,) = [base64.b64decode(a["src"].partition(",")[2]) for a, _ in page.all("img")]
+    assert dict(Image.open(io.BytesIO(photo)).getexif()) == {}
+
+
+def test_questions_show_the_candidates_side_by_side(school, database):
+    _, before = school()
+    bold, rtl = (next(s for s in before.students if s.name == name) for name in (BOLD, RTL))
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE assignments SET state = 'needs_review', runner_up_id = %s WHERE crop_id = ANY(%s)",
+            [rtl.student_id, bold.crop_ids],
+        )
+    context, review = school()
+    question = review.questions[0]
+    text = Page(report_html(context, review, MADE_AT)).one(question.key)
+    assert f"Are these 2 faces from 2026-09-07 {BOLD} or \u2068{RTL}\u2069?" in text
+    assert text.count("similarity") >= 2
+    assert "In question" in text
+
+
+def test_a_class_without_a_session_is_said_to_be_so(embedded_class, database):
+    embedded_class.enrol("m", "Ada")
+    context = default_context()
+    text = report_html(context, read_review(context, "m"), MADE_AT)
+    assert "No session has been processed yet." in Page(text).one("register")
+
+
+def test_the_csv_has_a_row_for_each_cell_and_no_formula(school):
+    _, review = school()
+    rows = list(csv.DictReader(io.StringIO(report_csv(review))))
+    assert list(rows[0]) == list(EVIDENCE_COLUMNS)
+    assert len(rows) == len(review.cells)
+    assert {row["student"] for row in rows} >= {f"'{SUM}", RTL, BOLD}
+    (row,) = [r for r in rows if r["student"] == RTL and r["session"] == "2026-09-07"]
+    assert (row["status"], row["decided_by"]) == ("present", "knn")
+    assert float(row["similarity"]) > 0.5
+    assert "1 face in 1 of 2 photos shows" in row["why"]
+
+
+def test_the_workbook_reads_back_as_register_evidence_and_questions(school):
+    _, first = school()
+    sum_id = next(s.student_id for s in first.students if s.name == SUM)
+    DecisionService("ann").mark_attendance(first.sessions[0].session_id, sum_id, "excused", "@ill")
+    _, review = school()
+    workbook = load_workbook(io.BytesIO(report_xlsx(review)))
+    assert workbook.sheetnames == ["Register", "Evidence", "Unsure"]
+    register = {row[0].value: row for row in workbook["Register"].iter_rows(min_row=2)}
+    assert [cell.value for cell in register[SUM][1:]] == ["excused (by hand)", "present", 1, 1, 1]
+    assert [cell.value for cell in register[RTL][1:3]] == ["present", "present"]
+    assert [cell.value for cell in register["present"][1:3]] == [2, 2]
+    evidence = list(workbook["Evidence"].iter_rows(min_row=2))
+    assert len(evidence) == len(review.cells)
+    assert "@ill" in {row[7].value for row in evidence}
+    assert len(list(workbook["Unsure"].iter_rows(min_row=2))) == len(review.questions) == 1
+    cells = [cell for sheet in workbook for row in sheet.iter_rows() for cell in row]
+    assert all(cell.data_type != "f" for cell in cells)
+    assert {cell.data_type for cell in cells if cell.value == SUM} == {"s"}
+
+
+def test_the_json_is_the_review(school):
+    _, review = school()
+    text = report_json(review)
+    assert (
+        Review.model_validate_json(text.replace('"unusable_reasons"', '"crop_path":null,"unusable_reasons"'))
+        is not None
+    )
+    assert "crop_path" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed to look with")
+def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    context, review = school()
+    path = tmp_path / "report.html"
+    path.write_text(report_html(context, review, MADE_AT))
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page(viewport={"width": 360, "height": 740}, java_script_enabled=True)
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("request", lambda request: complaints.append(request.url) if request.url[:5] == "http:" else None)
+        page.goto(path.as_uri())
+        for width in (360, 768, 1280):
+            page.set_viewport_size({"width": width, "height": 740})
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+        contrast, text = page.evaluate(LOWEST_CONTRAST)
+        assert contrast >= 4.5, text
+
+        # Boxes lie where the faces are.
+        face = review.sessions[0].photos[0].faces[1]
+        photo = page.locator("img").first.bounding_box()
+        box = page.locator(f"#b{face.crop_id}").bounding_box()
+        assert photo is not None
+        assert box is not None
+        assert (box["x"] - photo["x"]) / photo["width"] == pytest.approx(face.box[0] / 1000, abs=0.005)
+        assert box["width"] / photo["width"] == pytest.approx(face.box[2] / 1000, abs=0.005)
+
+        # The first key leads past everything to the register, and a cell's link to its reasons.
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the register"
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#register")
+        cell = review.cells[0]
+        link = page.locator(f'a[href="#c{cell.student_id}-{cell.session_id}"]').first
+        link.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(":target").inner_text().startswith("2026-09-07:")
+        page.emulate_media(media="print")
+        assert not page.get_by_role("navigation").is_visible()
+        browser.close()
+    assert complaints == []

@@ -1,0 +1,308 @@
+"""What a teacher is shown of a class: states of faces, reasons of cells, the expected errors, the queue of questions."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.database import catalog, students
+from pipelines.errors import AttendanseeError
+from pipelines.partitions import SessionKey
+from pipelines.services.attendance import AttendanceService
+from pipelines.services.context import default_context
+from pipelines.services.decisions import DecisionService
+from pipelines.services.review import Cell, Face, Question, Review, explain_face, isolated, read_review
+
+
+@pytest.fixture
+def school(embedded_class, process_class, database) -> Callable[..., Review]:
+    """The class "m" with portraits of Ada, Bob and Cem; two sessions, and Eve, whom nobody knows, in both."""
+    embedded_class.enrol("m", "Ada", "Bob", "Cem")
+    made = embedded_class.session("m__s1", [["Ada", "Bob", "Eve"], ["Ada", "Eve"]])
+    later = embedded_class.session("m__s2", [["Bob", "Eve"]])
+    process_class("dlib")
+    crops = {("s1", *place): crop_id for place, crop_id in made.items()}
+    crops |= {("s2", *place): crop_id for place, crop_id in later.items()}
+
+    def read(session: str | None = None) -> Review:
+        return read_review(default_context(), "m", session_name=session)
+
+    read.crops = crops  # type: ignore[attr-defined]
+    return read
+
+
+def cell_of(review: Review, student: str, session: str) -> Cell:
+    (student_id,) = [s.student_id for s in review.students if s.name == student]
+    (session_id,) = [s.session_id for s in review.sessions if s.name == session]
+    (cell,) = [c for c in review.cells if (c.student_id, c.session_id) == (student_id, session_id)]
+    return cell
+
+
+def student_id(review: Review, name: str) -> int:
+    return next(s.student_id for s in review.students if s.name == name)
+
+
+def eve(review: Review) -> str:
+    (name,) = [s.name for s in review.students if s.kind == "unknown"]
+    return name
+
+
+def doubt(database, crop_ids: list[int], rival: int, cosine: float = 0.94, rival_cosine: float = 0.938) -> None:
+    """Let the lineage be in doubt about these crops, as a run leaves them whose lead is too small."""
+    with database.connection() as connection:
+        connection.execute(
+            """UPDATE assignments SET state = 'needs_review', cosine_similarity = %s, similarity = 0.7,
+            runner_up_id = %s, runner_up_cosine_similarity = %s WHERE crop_id = ANY(%s)""",
+            [cosine, rival, rival_cosine, crop_ids],
+        )
+    service = AttendanceService(database, "dlib")
+    for session in ("s1", "s2"):
+        service.register_session(read_key(session))
+
+
+def read_key(session: str) -> SessionKey:
+    return SessionKey("m", session)
+
+
+def test_every_cell_of_the_register_says_why(school):
+    review = school()
+    statuses = {
+        (s.name, session.name): cell_of(review, s.name, session.name).status
+        for s in review.students
+        if s.kind == "student"
+        for session in review.sessions
+    }
+    assert statuses == {
+        ("Ada", "s1"): "present",
+        ("Ada", "s2"): "absent",
+        ("Bob", "s1"): "present",
+        ("Bob", "s2"): "present",
+        ("Cem", "s1"): "absent",
+        ("Cem", "s2"): "absent",
+    }
+    present = cell_of(review, "Ada", "s1")
+    assert sorted(present.crop_ids) == sorted(school.crops["s1", photo, "Ada"] for photo in (0, 1))
+    assert present.why[0] == "2 faces in 2 of 2 photos show Ada."
+    face = review.faces()[present.crop_ids[0]]
+    assert face.state == "sure"
+    assert face.similarity is not None
+    assert face.similarity > review.threshold
+    assert face.decider is not None
+    assert face.decider.by == "knn"
+    assert f"similarity to Ada {face.similarity:.2f}" in explain_face(review, face)
+    assert "runner-up" in explain_face(review, face)
+    absent = cell_of(review, "Cem", "s1")
+    assert absent.why[0] == "None of the 5 faces in 2 photos was taken for Cem."
+    assert "2 faces of this session show nobody known." in absent.why
+    assert cell_of(review, eve(review), "s1").status == "unknown"
+
+
+def test_a_student_without_any_known_face_is_absent_for_that_reason(school, database):
+    with database.connection() as connection:
+        students.add_student(connection, catalog.find_class(connection, "m"), "Zoe", "17", None)
+    for session in ("s1", "s2"):
+        AttendanceService(database, "dlib").register_session(read_key(session))
+    assert any("No face of Zoe is known yet" in sentence for sentence in cell_of(school(), "Zoe", "s1").why)
+    assert not any("is known yet" in sentence for sentence in cell_of(school(), "Cem", "s1").why)
+
+
+def test_a_mark_by_hand_is_shown_with_who_why_and_what_the_photos_say(school):
+    before = school()
+    session_id = before.sessions[0].session_id
+    DecisionService("ann").mark_attendance(session_id, student_id(before, "Cem"), "excused", "ill")
+    review = school()
+    cell = cell_of(review, "Cem", "s1")
+    assert (cell.status, cell.by_photos) == ("excused", "absent")
+    assert cell.mark is not None
+    assert (cell.mark.decided_by, cell.mark.note) == ("ann", "ill")
+    assert "ann set “excused” by hand" in cell.why[0]
+    assert "(ill)" in cell.why[0]
+    (cem,) = [s for s in review.students if s.name == "Cem"]
+    assert (cem.present, cem.counted) == (0, 1)  # excused counts in no rate
+    assert review.sessions[0].counts["excused"] == 1
+
+
+def test_the_states_of_faces_follow_what_people_say(school, database):
+    crops, decide = school.crops, DecisionService("ann")
+    first = school()
+    decide.assign(crops["s1", 0, "Bob"], student_id(first, "Bob"), "I know him")
+    decide.not_a_face([crops["s1", 0, "Ada"]], "a poster")
+    decide.reject(crops["s2", 0, "Bob"], student_id(first, "Bob"))
+    review = school()
+    faces = review.faces()
+    bob = faces[crops["s1", 0, "Bob"]]
+    assert (bob.state, bob.similarity, bob.risk) == ("sure", None, 0.0)
+    assert "ann said" in explain_face(review, bob)
+    assert "that this is Bob: I know him." in explain_face(review, bob)
+    poster = faces[crops["s1", 0, "Ada"]]
+    assert (poster.state, poster.student_id) == ("not_a_face", None)
+    assert "that this is no face: a poster." in explain_face(review, poster)
+    assert crops["s1", 0, "Ada"] not in cell_of(review, "Ada", "s1").crop_ids
+    rejected = faces[crops["s2", 0, "Bob"]]
+    assert rejected.state == "unknown"
+    assert "A person has said that it is not Bob." in explain_face(review, rejected)
+    portrait = faces[next(s for s in review.students if s.name == "Ada").portrait_ids[0]]
+    assert explain_face(review, portrait) == "The portrait of Ada."
+
+
+def test_a_visitor_is_in_no_row_and_counted_apart(school, database):
+    first = school()
+    DecisionService("ann").hide(student_id(first, eve(first)))
+    review = school()
+    (visitor,) = [s for s in review.students if s.kind == "visitor"]
+    assert not visitor.in_register
+    assert [session.counts["visitor"] for session in review.sessions] == [1, 1]
+    assert {review.faces()[c].state for c in visitor.crop_ids} == {"visitor"}
+    assert review.questions == []
+    register = AttendanceService(database, "dlib").register("m")
+    assert register.visitors == [visitor.name]
+    assert [row[0] for row in register.rows()] == ["Ada", "Bob", "Cem"]
+    assert visitor.name not in register.to_csv()
+
+
+def test_faces_of_one_person_in_one_session_are_one_question(school, database):
+    crops, first = school.crops, school()
+    doubt(database, [crops["s1", 0, "Ada"], crops["s1", 1, "Ada"]], student_id(first, "Cem"))
+    review = school()
+    (question,) = [q for q in review.questions if q.kind == "which"]
+    assert sorted(question.crop_ids) == sorted([crops["s1", 0, "Ada"], crops["s1", 1, "Ada"]])
+    assert [c.student_id for c in question.candidates] == [student_id(review, "Ada"), student_id(review, "Cem")]
+    # Ada is unsure, and Cem, absent so far, is near enough to be the one: both cells hang on the answer.
+    session_id = review.sessions[0].session_id
+    assert question.cells == [(student_id(review, name), session_id) for name in ("Ada", "Cem")]
+    assert cell_of(review, "Ada", "s1").status == "unsure"
+    assert "may be Ada, in doubt" in cell_of(review, "Ada", "s1").why[0]
+    assert any("has Cem as the second" in w or "have Cem as the second" in w for w in cell_of(review, "Cem", "s1").why)
+    text = explain_face(review, review.faces()[question.crop_ids[0]])
+    assert "In doubt: a lead of 0.010 is needed." in text
+
+
+def test_two_faces_of_one_photo_are_two_questions(school, database):
+    crops, first = school.crops, school()
+    ada = student_id(first, "Ada")
+    doubt(database, [crops["s1", 0, "Ada"], crops["s1", 0, "Bob"]], student_id(first, "Cem"))
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET student_id = %s WHERE crop_id = %s", [ada, crops["s1", 0, "Bob"]])
+    questions = [q for q in school().questions if q.kind == "which"]
+    assert sorted(q.crop_ids for q in questions) == sorted([[crops["s1", 0, "Ada"]], [crops["s1", 0, "Bob"]]])
+
+
+def test_the_question_that_settles_most_cells_comes_first_and_settled_ones_count_no_more(school, database):
+    crops, first = school.crops, school()
+    # Doubt about one of Ada's two faces: the other one has settled her cell, and Bob, the runner-up, is far away.
+    doubt(database, [crops["s1", 0, "Ada"]], student_id(first, "Bob"), rival_cosine=0.5)
+    review = school()
+    assert [(q.kind, q.settles) for q in review.questions] == [("who", 2), ("which", 0)]
+    assert review.left == 1
+    (who, _) = review.questions
+    assert who.student_id == student_id(review, eve(review))
+    assert len(who.crop_ids) == 3
+    assert {c.student_id for c in who.candidates} < {student_id(review, n) for n in ("Ada", "Bob", "Cem")}
+    DecisionService("ann").rename(who.student_id, "Eve")
+    assert school().left == 0
+
+
+def test_an_answer_closes_its_question(school, database):
+    crops, first = school.crops, school()
+    doubt(database, [crops["s1", 0, "Ada"], crops["s1", 1, "Ada"]], student_id(first, "Cem"))
+    (question,) = which(school())
+    DecisionService("ann").assign_crops(question.crop_ids, question.candidates[0].student_id)
+    review = school()
+    assert which(review) == []
+    assert cell_of(review, "Ada", "s1").status == "present"
+    assert review.sessions[0].expected_false_present == pytest.approx(cell_of(review, "Bob", "s1").risk)
+
+
+def which(review: Review) -> list[Question]:
+    return [q for q in review.questions if q.kind == "which"]
+
+
+def test_the_expected_false_present_is_what_the_cells_risk_together(school):
+    review = school()
+    session = review.sessions[0]
+    risks = [cell_of(review, name, "s1").risk for name in ("Ada", "Bob")]
+    assert None not in risks
+    assert session.expected_false_present == pytest.approx(sum(risks))
+    assert 0 < session.expected_false_present < 0.2
+    before = session.expected_false_present
+    DecisionService("ann").assign(school.crops["s1", 0, "Ada"], student_id(review, "Ada"))
+    assert school().sessions[0].expected_false_present == pytest.approx(before - risks[0])
+
+
+@pytest.mark.parametrize(
+    ("similarity", "runner_up", "risk"), [(0.5, None, 0.5), (0.9, 0.5, 2 / 11), (0.9, 0.9, 10 / 19), (0.99, 0.01, 0.01)]
+)
+def test_the_risk_weighs_student_runner_up_and_stranger(similarity, runner_up, risk):
+    face = compared_face(similarity, runner_up)
+    assert face.risk == pytest.approx(risk, abs=1e-3)
+    assert face.margin == pytest.approx(0.05)
+
+
+@given(*[st.floats(0, 1)] * 4)
+def test_the_risk_falls_with_the_similarity_and_rises_with_the_runner_ups(one, other, low, high):
+    nearer, farther = max(one, other), min(one, other)
+    few, many = min(low, high), max(low, high)
+    assert 0 <= compared_face(nearer, few).risk <= compared_face(farther, few).risk <= 1
+    assert compared_face(nearer, few).risk <= compared_face(nearer, many).risk <= 1
+
+
+def compared_face(similarity: float, runner_up: float | None) -> Face:
+    return Face(
+        **{"crop_id": 1, "image_id": 1, "session_id": 1, "box": (0, 0, 1, 1), "state": "sure", "student_id": 1},
+        similarity=similarity,
+        cosine_similarity=0.95,
+        runner_up_id=2,
+        runner_up_similarity=runner_up,
+        runner_up_cosine_similarity=0.9,
+        decider={"by": "knn"},
+        **{"rejected_ids": [], "unusable_reasons": [], "crop_path": None},
+    )
+
+
+def test_one_session_alone_has_its_cells_and_what_its_questions_need(school):
+    whole, review = school(), school("s2")
+    assert [session.name for session in review.sessions] == ["s2"]
+    session_id = review.sessions[0].session_id
+    assert {cell.session_id for cell in review.cells} == {session_id}
+    assert [c for c in whole.cells if c.session_id == session_id] == review.cells
+    (who,) = review.questions
+    assert set(who.crop_ids) <= set(review.faces())
+    assert who.settles == 2  # its answer settles the other session too
+
+
+@pytest.mark.parametrize(("session", "words"), [("never", "is not registered"), ("enrol", "holds portraits")])
+def test_a_session_without_attendance_is_named(school, session, words):
+    with pytest.raises(AttendanseeError, match=words):
+        school(session)
+
+
+def test_where_nobody_is_named_the_unknown_people_are_the_register_and_each_is_a_question(
+    embedded_class, process_class
+):
+    embedded_class.session("m__s1", [["Ada", "Bob"], ["Ada"]])
+    process_class("dlib")
+    review = read_review(default_context(), "m")
+    assert [cell.status for cell in review.cells] == ["present", "present"]
+    assert [(q.kind, q.settles, q.candidates) for q in review.questions] == [("who", 1, [])] * 2
+    # Nobody can be taken for somebody else who has no name.
+    assert review.sessions[0].expected_false_present == 0
+
+
+def test_only_names_written_from_right_to_left_are_isolated():
+    assert isolated("Ada") == "Ada"
+    assert isolated("שרה לוי") == "\u2068שרה לוי\u2069"
+    assert isolated("محمد") == "\u2068محمد\u2069"
+
+
+def test_a_mark_in_a_session_without_a_photo_makes_nobody_else_absent(school, database):
+    first = school()
+    with database.connection() as connection:
+        session = catalog.ensure_session(connection, read_key("s3"))
+    DecisionService("ann").mark_attendance(session.id, student_id(first, "Cem"), "present", "saw her")
+    review = school()
+    assert [c.student_id for c in review.cells if c.session_id == session.id] == [student_id(review, "Cem")]
+    assert "This session has no photo that can be used." in cell_of(review, "Cem", "s3").why
+    register = AttendanceService(database, "dlib").register("m")
+    assert register.attendance("s3") == {"Cem": "present"}
+    assert "m,s3,,Cem,present,ann,saw her\n" in register.to_csv()
