@@ -106,4 +106,18 @@ def mark(
     click.echo(f"{answer.student_name} in {session}: {now}. To take this back: attendansee undo {answer.decision_id}")
 
 
-DECISION_COMMANDS = (undo, decisions, mark)
+@click.command()
+@CLASS
+@plain_errors
+def replay_decisions(class_name: str) -> None:
+    """Derive names, merges, visitors and attendance of CLASS anew from all that people decided.
+
+    Changes nothing where everything is as it should be; for a database that was changed by other means.
+    """
+    from pipelines.services.decisions import DecisionService
+
+    DecisionService(current_user()).replay(class_name)
+    click.echo(f"{class_name} is what its decisions make of it.")
+
+
+DECISION_COMMANDS = (undo, decisions, mark, replay_decisions)

@@ -81,16 +81,6 @@ def register_session(
     )
 
 
-def registered_sessions(connection: Connection, session_ids: Collection[int]) -> dict[str, list[int]]:
-    """Those of the sessions that have attendance already, by model; what people say alone is none."""
-    rows = connection.execute(
-        """SELECT model, array_agg(DISTINCT session_id) FROM attendance
-        WHERE session_id = ANY(%s) AND decision_id IS NULL GROUP BY model ORDER BY model""",
-        [list(session_ids)],
-    )
-    return dict(rows.fetchall())
-
-
 def looked_at_sessions(connection: Connection, session_ids: Collection[int]) -> dict[str, list[int]]:
     """Those of the sessions whose attendance was derived from faces before, if with nobody in it, by model."""
     rows = connection.execute(

@@ -212,9 +212,9 @@ def named_students(connection: Connection, class_id: int, model: str) -> list[st
 def withdrawn_student_ids(connection: Connection, class_id: int, model: str) -> set[int]:
     """Ids of students whose portraits are all gone (removed, or renamed after somebody else) and whom no crop shows.
 
-    A student whom the model's lineage has seen keeps their past attendance there, whatever becomes of the portraits, and
-    one whom a roster gives a number or an address is of the class without any. What another model has seen does not
-    count: else trying one would change the register.
+    A student whom the model's lineage has seen, or whose attendance a person has set, keeps their past attendance there,
+    whatever becomes of the portraits, and one whom a roster gives a number or an address is of the class without any.
+    What another model has seen does not count: else trying one would change the register.
     """
     rows = connection.execute(
         """WITH present AS (
@@ -235,7 +235,8 @@ def withdrawn_student_ids(connection: Connection, class_id: int, model: str) -> 
         AND NOT EXISTS (
             SELECT 1 FROM assignments a JOIN present USING (crop_id)
             WHERE a.student_id = st.id AND a.model = %(model)s AND a.decided_by <> 'person'
-        )""",
+        )
+        AND NOT EXISTS (SELECT 1 FROM manual_attendance m WHERE m.student_id = st.id)""",
         {"class": class_id, "model": model},
     )
     return {student_id for (student_id,) in rows}
@@ -323,10 +324,10 @@ def create_provisional_student(
             return row[0]
 
 
-def provisional_student_ids(connection: Connection, class_id: int) -> set[int]:
-    """Ids of the class's students whom no person has named yet."""
+def nameless_student_ids(connection: Connection, class_id: int) -> set[int]:
+    """Ids of the class's students of whom no person has said anything yet, neither a name nor that they are a visitor."""
     rows = connection.execute(
-        "SELECT id FROM students WHERE class_id = %s AND provisional AND merged_into IS NULL", [class_id]
+        "SELECT id FROM students WHERE class_id = %s AND provisional AND NOT hidden AND merged_into IS NULL", [class_id]
     )
     return {student_id for (student_id,) in rows}
 

@@ -16,15 +16,17 @@ def lost_confirmations(
 ) -> list[tuple[int, str]]:
     """The confirmed crops (id, student's name) that the lineage gives to somebody else or to nobody.
 
-    Crops of present photos, of one session or all, of which the lineage says anything.
+    Crops of present photos. Of one session that the lineage has decided about, one of which it says nothing is lost, too;
+    without a session these are left out, for the lineage may not have come to them yet.
     """
     return connection.execute(
         """SELECT c.crop_id, st.name FROM confirmed_crops c
         JOIN face_crops f ON f.id = c.crop_id
         JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
         JOIN students st ON st.id = c.student_id
-        JOIN assignments a ON a.crop_id = c.crop_id AND a.model = %(model)s
-        WHERE c.class_id = %(class)s AND (%(session)s::bigint IS NULL OR i.session_id = %(session)s)
+        LEFT JOIN assignments a ON a.crop_id = c.crop_id AND a.model = %(model)s
+        WHERE c.class_id = %(class)s
+        AND CASE WHEN %(session)s::bigint IS NULL THEN a.crop_id IS NOT NULL ELSE i.session_id = %(session)s END
         AND (a.state, a.student_id) IS DISTINCT FROM ('assigned', c.student_id)
         ORDER BY c.crop_id""",
         {"class": class_id, "model": model, "session": session_id},

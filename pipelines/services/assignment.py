@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from psycopg import Connection
 
 from pipelines.database import attendance, catalog, crops, decisions, identities
+from pipelines.database.confirmations import check_confirmations
 from pipelines.database.identities import Assignment, Probe
 from pipelines.errors import ConflictError, PhotoError, UnknownIdError
 from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
@@ -175,10 +176,11 @@ class FaceCropAssignmentService:
                             connection, class_id, model, session_id=session_id, crop_id=crop_id, run_id=run_id
                         )
                         self._write(table, probes, matches, run_id)
+                        check_confirmations(connection, class_id, model)
                         scope = identities.sessions_of_crops(
                             connection, class_id, session_id=session_id, crop_id=crop_id
                         )
-                        registered = set(attendance.registered_sessions(connection, scope).get(model, []))
+                        registered = set(attendance.looked_at_sessions(connection, scope).get(model, []))
                         changed |= {probe.session_id for probe in probes} & scope
                         # One crop says nothing about who else was in a session that nobody has looked at.
                         changed = changed & registered if crop_id is not None else changed | (scope - registered)

@@ -187,9 +187,9 @@ class FaceCropClusteringService:
             for i in np.argsort(-evidence, kind="stable").tolist():
                 groups[labels[i]].append(wanted[ids[i]])
 
-            # A name that a person gave is worth more than the number of crops that still wait for one.
-            provisional = catalog.provisional_student_ids(connection, scope.class_id)
-            named = catalog.student_names(connection, scope.class_id).keys() - provisional if move else set()
+            # What a person said of somebody, a name or that they are a visitor, is worth more than the number of crops.
+            nameless = catalog.nameless_student_ids(connection, scope.class_id)
+            named = catalog.student_names(connection, scope.class_id).keys() - nameless if move else set()
             merged = students.read_merge_targets(connection, scope.class_id)
             owners_of = partial(cluster_owners, named=named, merged=merged)
             owners = owners_of(groups, remembered=clusters.read_remembered(connection, scope, spec.name))
@@ -211,7 +211,7 @@ class FaceCropClusteringService:
                 identities.write_assignments(connection, spec.name, rows, run_id)
                 if move:
                     catalog.delete_empty_provisional_students(connection, scope.class_id, spec.name)
-                check_confirmations(connection, scope.class_id, spec.name, scope.session_id)
+                check_confirmations(connection, scope.class_id, spec.name)
                 changed = {wanted[row.crop_id].session_id for row in rows} | carried
                 refresh_attendance(connection, scope.class_id, changed, spec.name)
         errors = len(wanted) - len(ids)
@@ -264,8 +264,8 @@ def cluster_owners(
     """Whose each cluster is; no student owns two, but for the `merged`: a person has said that those look so different.
 
     First the student of its confirmed crops, of whom a cluster holds one at most. Then, where two clusters claim a
-    student the one with more of their crops, then the first: the `named` student with more than half of the crops that
-    named students have in it; the merged one with as many crops as anybody; the student with more than half of the
+    student the one with more of their crops, then the first: the `named` student (or visitor) with more than half of the
+    crops that named students have in it; the merged one with as many crops as anybody; the student with more than half of the
     crops that have a student; the only one more than half of whose crops it has; the one whom its crops' former clusters
     `remembered` (crop id -> student id). Crops in doubt count for merged students only: where a photo shows both of two
     who are one, a face of it is in doubt.

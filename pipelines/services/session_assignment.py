@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pipelines.database import catalog, clusters, crops, decisions, identities, lineages, students
 from pipelines.database.clusters import Scope
+from pipelines.database.confirmations import check_confirmations
 from pipelines.database.identities import Assignment, GalleryCrop
 from pipelines.faces.assignment import assign_people, candidates_beside_visitors
 from pipelines.faces.gallery import Prototypes, prototypes
@@ -107,6 +108,7 @@ class SessionAssignmentService:
             changed = identities.write_assignments(connection, spec.name, run.decided.values(), run_id)
             changed += identities.forget_assignments(connection, spec.name, session.id, list(run.decided))
             lineages.mark_assigned(connection, session.id, spec.name)
+            check_confirmations(connection, session.class_id, spec.name, session.id)
             catalog.delete_empty_provisional_students(connection, session.class_id, spec.name)
         states = Counter(a.state for a in run.decided.values())
         return AssignmentReport(
@@ -195,8 +197,8 @@ class _SessionRun:
     def linked(self) -> list[list[int]]:
         """The crops that nobody has spoken about, those of one person together; each such link is decided once.
 
-        Crops of which a person has said that they do not show somebody are with others that this was said of only: what
-        holds for a link must hold for each of its crops.
+        Clustered crops of which a person has said that they do not show somebody are with others that this was said of
+        only: what is said of one crop of a link holds for all of it.
         """
         ids = [crop_id for crop_id in self.decided if self.is_open(crop_id)]
         rows = [self.index[crop_id] for crop_id in ids]
@@ -233,8 +235,9 @@ class _SessionRun:
         known = self.prototypes_of(part)
         similarity = cosine_similarity_matrix(self.pooled(probes), known.vectors)
         for row, link in enumerate(probes):
-            # All of the link were said not to show the same students.
-            similarity[row, np.isin(known.students, list(self.rejected[link[0]]))] = -np.inf
+            # Whom one of the link does not show, none of it does.
+            rejected = set().union(*(self.rejected[crop_id] for crop_id in link))
+            similarity[row, np.isin(known.students, list(rejected))] = -np.inf
         photos = [[self.photo[crop_id] for crop_id in link] for link in probes]
         taken = {photo: self.students_in_photo(photo) for photo in set().union(*photos)}
         voting: Literal["equal_ballots", "best"] = "equal_ballots" if self.use_voting else "best"

@@ -44,6 +44,15 @@ def test_what_was_decided_is_shown_and_undone(crops):
     assert "--offset 2 shows older ones" in attendansee("decisions", "m", "--limit", "2").stdout
 
 
+def test_a_name_that_was_changed_behind_the_log_comes_back(crops, database):
+    attendansee("students", "rename", "m", "ann", "Ann")
+    with database.connection() as connection:
+        connection.execute("UPDATE students SET name = 'nobody' WHERE name = 'Ann'")
+    assert attendansee("replay-decisions", "m").stdout == "m is what its decisions make of it.\n"
+    with database.connection() as connection:
+        assert {"Ann", "bob"} == {name for (name,) in connection.execute("SELECT name FROM students")}
+
+
 def test_attendance_is_marked_and_left_to_the_photos_again(crops, database):
     marked = attendansee("mark", "m", "s", "bob", "excused", "--note", "ill")
     assert marked.stdout == f"bob in s: excused (as marked). To take this back: attendansee undo {newest()['id']}\n"

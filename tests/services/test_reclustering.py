@@ -187,3 +187,17 @@ def test_vectors_that_differ_give_the_same_plan_twice(service, class_id, embedde
     assert first == second
     assert sum(student.crops for student in first.created) == 3
     assert np.isin([crop.old_student for crop in first.moved], None).all()
+
+
+def test_a_visitors_faces_stay_the_visitors(service, class_id, database, embedded_class):
+    bob, cem = (student_of(database, crop_of(embedded_class, person, 0)) for person in ("bob", "cem"))
+    DecisionService("a teacher").hide(cem)
+    DecisionService("a teacher").rename(bob, "Bob")
+    # One of the visitor's faces was taken for Bob, whose own are nobody's by now.
+    give(database, crop_of(embedded_class, "cem", 2), bob)
+    with database.connection() as connection:
+        for number in range(3):
+            connection.execute("DELETE FROM assignments WHERE crop_id = %s", [crop_of(embedded_class, "bob", number)])
+    plan = service.plan("m", "dlib", CONFIG)
+    service.apply(plan.plan_id, "a teacher")
+    assert {student_of(database, crop_of(embedded_class, "cem", number)) for number in range(3)} == {cem}

@@ -6,6 +6,7 @@ import pytest
 from pipelines.database import catalog, clusters, crops
 from pipelines.database.clusters import Scope
 from pipelines.partitions import parse_session_key
+from pipelines.services.decisions import DecisionService
 from pipelines.services.session_assignment import AssignmentConfig, AssignmentReport, SessionAssignmentService
 from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
@@ -226,3 +227,17 @@ def test_nobody_near_enough_is_told_the_nearest_of_all_who_were_asked(made_class
     state, name, _, similarity, runner_up = stored(made)[0, "guest"]
     assert (state, name, similarity) == ("no_match", None, None)
     assert runner_up is not None
+
+
+def test_a_rejected_student_does_not_come_back_with_a_poor_face_of_the_same_person(made_class, database, process):
+    ids = made_class.enrol("m", "ann", "bob")
+    made = made_class.session("m__1", [["ann"], ["ann"], ["ann"]], distance=0.01)
+    make_unusable(database, made[0, "ann"])
+    process("m__enrol")
+    process("m__1")
+    for number in (1, 2):
+        DecisionService("a teacher").reject(made[number, "ann"], ids["ann"])
+    process("m__1")
+    with database.connection() as connection:
+        given = connection.execute("SELECT crop_id FROM assignments JOIN rejected_students USING (crop_id, student_id)")
+        assert given.fetchall() == []
