@@ -279,17 +279,51 @@ def read_logged(connection: Connection, class_id: int, decision_ids: Collection[
     return {row["id"]: row for row in rows}
 
 
-def put_back_displaced(connection: Connection, undone: Decision, undo_id: int) -> None:
+_CONTENT: str = """state, student_id, decided_by, cosine_similarity, similarity, runner_up_id,
+    runner_up_cosine_similarity, run_id, decided_at"""
+
+
+def keep_as_displaced(connection: Connection, decision_id: int, model: str, crop_ids: Collection[int]) -> None:
+    """Note what the decision has found of these crops where it left it as it was, for it was right already.
+
+    Without this an earlier decision that says the same, and is undone first, could hand nothing over to it.
+    """
+    connection.execute(
+        f"""INSERT INTO displaced_assignments (decision_id, crop_id, model, {_CONTENT})
+        SELECT %s, crop_id, model, {_CONTENT} FROM assignments WHERE model = %s AND crop_id = ANY(%s)
+        ON CONFLICT DO NOTHING""",  # noqa: S608 - only a constant is put in
+        [decision_id, model, list(crop_ids)],
+    )
+
+
+def displaced_anew(connection: Connection, base_id: int, undo_id: int) -> None:
+    """Have what the undo has displaced, by which the decision counts again, be what the decision itself displaces."""
+    connection.execute("DELETE FROM displaced_assignments WHERE decision_id = %s", [base_id])
+    connection.execute(
+        f"""INSERT INTO displaced_assignments (decision_id, crop_id, model, {_CONTENT})
+        SELECT %s, crop_id, model, {_CONTENT} FROM displaced_assignments WHERE decision_id = %s""",  # noqa: S608 - as above
+        [base_id, undo_id],
+    )
+
+
+def put_back_displaced(connection: Connection, undone: Decision, base: Decision, undo_id: int) -> None:
     """Have the assignments count again that the decision `undone` has displaced; the changes are the undo's.
 
-    A row that a run has changed since stays. Where a later decision in force has displaced the row too, that one's
+    base: what is taken back, or back in force, by it at last, as it was before the undo; while it is in force, what it
+    has displaced is kept with it, whichever undos of undos there were.
+
+    A row that a run has changed since stays, and one that a run has removed stays away, but for what a person has said.
+    Where a later decision in force has displaced the row too, that one's
     displaced row takes the older content, and gives its own to the undo, so that this can be undone in turn. A student
     who is gone is nobody; one who was merged since is whom they were merged into.
     """
-    parameters = {"undone": undone.id, "base": undone.base_id, "at": undone.decided_at, "undo": undo_id}
-    content = """state, student_id, decided_by, cosine_similarity, similarity, runner_up_id,
-        runner_up_cosine_similarity, run_id, decided_at"""
-    values = ", ".join(f"d.{column.strip()}" for column in content.split(","))
+    parameters = {
+        "undone": base.id if base.undone_by is None else undone.id,
+        "base": base.id,
+        "at": _last_decided_at(connection, base.id, undo_id),
+        "undo": undo_id,
+    }
+    content, values = _CONTENT, ", ".join(f"d.{column.strip()}" for column in _CONTENT.split(","))
     # Of two later ones the earlier: it has displaced what stands because of the decision.
     later = """INSERT INTO displaced_later SELECT DISTINCT ON (d.crop_id, d.model) d.crop_id, d.model, l.decision_id AS later
         FROM displaced_assignments d
@@ -330,6 +364,11 @@ def put_back_displaced(connection: Connection, undone: Decision, undo_id: int) -
         CROSS JOIN LATERAL (SELECT d.state = 'no_match' OR s.id IS NOT NULL AS known) k
         WHERE d.decision_id = %(undone)s AND d.state IS NOT NULL
         AND (d.crop_id, d.model) NOT IN (SELECT crop_id, model FROM displaced_later)
+        AND (d.decided_by = 'person'
+            OR EXISTS (SELECT 1 FROM assignments t WHERE (t.crop_id, t.model) = (d.crop_id, d.model))
+            -- An undo has deleted it, for there was none before the decision.
+            OR EXISTS (SELECT 1 FROM displaced_assignments t WHERE t.decision_id = %(base)s AND t.state IS NULL
+                AND (t.crop_id, t.model) = (d.crop_id, d.model)))
         ON CONFLICT (crop_id, model) DO UPDATE SET
             state = excluded.state, student_id = excluded.student_id, decided_by = excluded.decided_by,
             cosine_similarity = excluded.cosine_similarity, similarity = excluded.similarity,
@@ -340,6 +379,19 @@ def put_back_displaced(connection: Connection, undone: Decision, undo_id: int) -
         parameters,
     )
     connection.execute("DROP TABLE displaced_later")
+
+
+def _last_decided_at(connection: Connection, base_id: int, undo_id: int) -> datetime:
+    """When the decision, or the last undo of it or of such an undo before this one, was made."""
+    row = connection.execute(
+        """WITH RECURSIVE chain AS (
+            SELECT id, decided_at FROM decisions WHERE id = %(base)s
+            UNION ALL SELECT d.id, d.decided_at FROM decisions d JOIN chain ON d.undoes = chain.id AND d.id <> %(undo)s
+        ) SELECT max(decided_at) FROM chain""",
+        {"base": base_id, "undo": undo_id},
+    ).fetchone()
+    assert row is not None, "max gives one row"
+    return row[0]
 
 
 def follow_what_is_said(connection: Connection, class_id: int) -> None:
@@ -375,6 +427,16 @@ def follow_what_is_said(connection: Connection, class_id: int) -> None:
     merge_assignments(connection, class_id)
     drop_rejected(connection, class_id)
     doubt_second_faces(connection, class_id)
+
+
+def hidden_by(connection: Connection, student_id: int) -> int | None:
+    """The last decision in force that makes the student, or whoever was merged into them, a visitor."""
+    row = connection.execute(
+        """SELECT max(d.id) FROM decisions_in_force d JOIN students s ON s.id = d.student_id
+        WHERE d.kind = 'hide' AND coalesce(s.merged_into, s.id) = %s""",
+        [student_id],
+    ).fetchone()
+    return row[0] if row else None
 
 
 def lineages(connection: Connection, crop_id: int, class_id: int) -> list[str]:

@@ -300,6 +300,8 @@ def delete_lineage(connection: Connection, class_id: int, model: str) -> Deleted
         assignments=delete(of_crops.format(table=sql.Identifier("assignments")) + sql.SQL(" AND t.model = %(model)s")),
         attendance=delete(of_sessions.format(table=sql.Identifier("attendance"))),
     )
+    # Or the undo of a decision would bring rows of it back.
+    delete(of_crops.format(table=sql.Identifier("displaced_assignments")) + sql.SQL(" AND t.model = %(model)s"))
     for table in ("lineage_sessions", "registered_sessions"):
         delete(of_sessions.format(table=sql.Identifier(table)))
     return deleted

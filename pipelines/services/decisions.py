@@ -161,7 +161,10 @@ class DecisionService:
                 kinds[crop_id] = "confirm" if now is not None and now[0] == student.id else "assign"
             decision_id = self._append_about(connection, class_id, reason, kinds, student.id)
             self._write_about(
-                connection, class_id, [Assignment(i, "assigned", student.id, "person", 1.0, 1.0) for i in kinds]
+                connection,
+                decision_id,
+                class_id,
+                [Assignment(i, "assigned", student.id, "person", 1.0, 1.0) for i in kinds],
             )
             decisions.doubt_second_faces(connection, class_id, student.id)
             refresh_every_lineage(connection, class_id, _sessions(connection, session_of))
@@ -301,7 +304,10 @@ class DecisionService:
                     connection, "assign", class_id, None, crop_id=crop_id, student_id=new.id, part_of=decision_id
                 )
             self._write_about(
-                connection, class_id, [Assignment(i, "assigned", new.id, "person", 1.0, 1.0) for i in session_of]
+                connection,
+                decision_id,
+                class_id,
+                [Assignment(i, "assigned", new.id, "person", 1.0, 1.0) for i in session_of],
             )
             self._refresh_class(connection, class_id)
             return SplitAnswer(
@@ -332,7 +338,7 @@ class DecisionService:
     ) -> AttendanceAnswer:
         """Say whether a student was in a session, whatever the photos show; no run changes it.
 
-        status: None has the photos count again.
+        status: None has the photos count again. Raises ConflictError for another status of a visitor.
         """
         note = clean_reason(note)
         if status is not None and status not in get_args(AttendanceStatus):
@@ -343,6 +349,11 @@ class DecisionService:
             if session.is_enrolment:
                 raise ConflictError(f"The session {session.name} holds portraits: name one that the class met in.")
             student = self._student_of_class(connection, student_id, session.class_id, f"session {session_id}")
+            if student.hidden and status is not None:
+                raise ConflictError(
+                    f"{student.name} (student {student.id}) is a visitor, whom no register counts: undo decision "
+                    f"{decisions.hidden_by(connection, student.id)}, which says so, first."
+                )
             decision_id = self._append(
                 connection,
                 "attendance",
@@ -388,8 +399,10 @@ class DecisionService:
                 self._confirm_anew(connection, class_id, confirmed, undo_id)
             if is_merge and base.undone_by is not None:
                 students.take_number_and_email(connection, base.other_student_id or 0, base.student_id or 0)
-            decisions.put_back_displaced(connection, undone, undo_id)
+            decisions.put_back_displaced(connection, undone, base, undo_id)
             decisions.follow_what_is_said(connection, class_id)
+            if undone.id != base.id and decisions.still_in_force(connection, [base.id]):
+                decisions.displaced_anew(connection, base.id, undo_id)
             self._refresh_class(connection, class_id)
             return UndoAnswer(decision_id=undo_id, undone_decision_id=undone.id, undone=sentence)
 
@@ -412,7 +425,9 @@ class DecisionService:
         with self._crops(crop_ids) as (connection, session_of):
             class_id = _class_of(session_of)
             decision_id = self._append_about(connection, class_id, reason, dict.fromkeys(session_of, kind))
-            self._write_about(connection, class_id, [Assignment(i, "no_match", None, "person") for i in session_of])
+            self._write_about(
+                connection, decision_id, class_id, [Assignment(i, "no_match", None, "person") for i in session_of]
+            )
             refresh_every_lineage(connection, class_id, _sessions(connection, session_of))
             return CropsDecisionAnswer(
                 decision_id=decision_id, crop_ids=list(session_of), student_id=None, student_name=None
@@ -504,7 +519,7 @@ class DecisionService:
             self._append(connection, kind, class_id, None, crop_id=crop_id, student_id=student_id, part_of=decision_id)
         return decision_id
 
-    def _write_about(self, connection: Connection, class_id: int, rows: Sequence[Assignment]) -> None:
+    def _write_about(self, connection: Connection, decision_id: int, class_id: int, rows: Sequence[Assignment]) -> None:
         """Write the rows in every lineage that has said something about their crops, and in the active one."""
         by_model: dict[str, list[Assignment]] = {}
         for row in rows:
@@ -512,6 +527,7 @@ class DecisionService:
                 by_model.setdefault(model, []).append(row)
         for model, of_model in by_model.items():
             identities.write_assignments(connection, model, of_model, self.run_id)
+            decisions.keep_as_displaced(connection, decision_id, model, [row.crop_id for row in of_model])
 
     def _confirm_anew(
         self, connection: Connection, class_id: int, before: Mapping[int, tuple[int, int]], part_of: int

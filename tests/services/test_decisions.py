@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.database import catalog, clusters, crops, decisions, students
+from pipelines.database import catalog, clusters, crops, decisions, identities, students
 from pipelines.errors import AttendanseeError, ClassBusyError, ConflictError, ParameterError, UnknownIdError
 from pipelines.partitions import parse_session_key
 from pipelines.services.assignment import FaceCropAssignmentService
@@ -982,6 +982,61 @@ def test_undoing_an_earlier_decision_leaves_the_later_one_and_what_was_before_bo
     assert state_of(made[0, "ann"]) == ("assigned", "bob", "person")
 
 
+SAME = {
+    "assign": lambda decide, crop_id, student_id: decide.assign(crop_id, student_id),
+    "unassign": lambda decide, crop_id, student_id: decide.unassign(crop_id),
+    "no face": lambda decide, crop_id, student_id: decide.not_a_face([crop_id]),
+}
+
+
+@pytest.mark.parametrize("kinds", [("assign", "assign"), ("unassign", "no face"), ("no face", "unassign")])
+def test_of_two_decisions_that_say_the_same_each_may_be_undone_first_and_count_again(
+    made_class, database, process, decide, kinds
+):
+    ids = made_class.enrol("m", "ann", "bob")
+    made = made_class.session("m__1", [["ann"]])
+    process("m__enrol", "m__1")
+    crop_id = made[0, "ann"]
+    before = snapshot(database)["assignments"]
+    for first_undone in (0, 1):
+        said = [SAME[kind](decide, crop_id, ids["bob"]).decision_id for kind in kinds]
+        both = snapshot(database, times=False)["assignments"]
+        undos = [decide.undo(said[first_undone]).decision_id]
+        assert snapshot(database, times=False)["assignments"] == both
+        undos.append(decide.undo(said[1 - first_undone]).decision_id)
+        assert snapshot(database)["assignments"] == before
+        # Both count again, and go again, the later one as the undo of an undo and as itself.
+        for undo in undos:
+            decide.undo(undo)
+            assert snapshot(database, times=False)["assignments"] == both
+        decide.undo(said[1 - first_undone])
+        assert snapshot(database, times=False)["assignments"] == both
+        decide.undo(said[first_undone])
+        assert snapshot(database)["assignments"] == before
+
+
+def test_a_face_that_a_run_has_left_without_an_answer_has_none_after_an_undo(
+    made_class, database, process, decide, state_of
+):
+    ids = made_class.enrol("m", "ann", "bob")
+    made = made_class.session("m__1", [["ann", "bob"]])
+    process("m__enrol", "m__1")
+    rejected = decide.reject(made[0, "ann"], ids["ann"])
+    assigned = decide.assign(made[0, "bob"], ids["ann"])
+    undo = decide.undo(assigned.decision_id)
+    with database.connection() as connection:
+        # Their vectors are gone.
+        session_id = catalog.find_session(connection, parse_session_key("m__1")).id
+        assert identities.forget_assignments(connection, "dlib", session_id, []) == 2
+    decide.undo(rejected.decision_id)
+    assert state_of(made[0, "ann"]) is None
+    # What a person says needs no vector.
+    again = decide.undo(undo.decision_id)
+    assert state_of(made[0, "bob"]) == ("assigned", "ann", "person")
+    decide.undo(again.decision_id)
+    assert state_of(made[0, "bob"]) is None
+
+
 def test_after_an_undo_no_photo_shows_anybody_twice_unless_a_person_said_so(
     made_class, database, process, decide, state_of
 ):
@@ -1128,6 +1183,24 @@ def test_attendance_marked_by_hand_counts_whatever_runs_and_decisions_come(
     assert statuses(database) == {("ann", "1"): "absent", ("bob", "1"): status}
     decide.merge(ids["bob"], ids["ann"])
     assert statuses(database) == {("ann", "1"): "present"}
+
+
+def test_a_visitors_attendance_is_marked_once_they_are_none(made_class, database, process, decide):
+    made = made_class.session("m__1", [["guest"]])
+    process("m__1")
+    guest = student_of(database, made[0, "guest"])
+    with database.connection() as connection:
+        session_id = catalog.find_session(connection, parse_session_key("m__1")).id
+    hidden = decide.hide(guest)
+    before = log(database), snapshot(database)
+    with pytest.raises(ConflictError, match=f"is a visitor, .*: undo decision {hidden.decision_id}, which says so"):
+        decide.mark_attendance(session_id, guest, "present")
+    assert (log(database), snapshot(database)) == before
+    decide.undo(hidden.decision_id)
+    assert decide.mark_attendance(session_id, guest, "excused").attendance == "excused"
+    # A mark from before can be taken back.
+    decide.hide(guest)
+    assert not decide.mark_attendance(session_id, guest, None).manual
 
 
 def test_a_session_in_which_only_visitors_were_has_its_attendance_back_after_an_undo(

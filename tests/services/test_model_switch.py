@@ -469,6 +469,19 @@ def test_a_lineage_that_is_made_anew_has_what_people_confirmed(
     ]
 
 
+def test_an_undo_brings_nothing_of_a_deleted_lineage_back(made, service, teacher, rows):
+    ids = {name: i for i, name in rows("SELECT id, name FROM students")}
+    rejected = teacher.reject(made[0, "ann"], ids["ann"])
+    undo = teacher.undo(teacher.unassign(made[0, "ann"]).decision_id)
+    of_dlib = "SELECT count(*) FROM displaced_assignments WHERE model = 'dlib'"
+    before = rows(of_dlib)
+    service.delete_lineage("m", "facenet")
+    assert rows(of_dlib) == before
+    for decision_id in (undo.decision_id, rejected.decision_id):
+        teacher.undo(decision_id)
+        assert rows("SELECT 1 FROM assignments WHERE model = 'facenet'") == []
+
+
 def test_a_deleted_model_is_gone_from_every_class_where_it_is_active_in_none(
     made, service, embedded_class, process_class, facenet, register, rows
 ):
