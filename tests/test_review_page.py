@@ -525,6 +525,46 @@ def test_while_the_class_is_busy_a_retry_is_offered_and_nothing_is_lost(school, 
     assert confirmed_faces(database)["Eve"] == 3
 
 
+def test_an_answer_is_about_the_faces_that_are_shown_and_no_faces_are_one_decision(
+    embedded_class, process_class, database, review, show
+):
+    embedded_class.enrol("m", "Ada")
+    embedded_class.session("m__s1", [["Eve"]] * 14)
+    process_class("dlib")
+    page = show(review("m"), expected="404")  # these faces have no pictures
+    expect(page.locator("#question")).to_contain_text("Who is this person")
+    expect(page.locator("article")).to_contain_text("and 2 more, which the answer says nothing of")
+    page.get_by_role("button", name="These are not faces").click()
+    saved(page, "no faces")
+    with database.connection() as connection:
+        assert connection.execute("SELECT count(*) FROM not_faces").fetchone() == (12,)
+    page.keyboard.press("u")
+    undone(page, "no faces")
+    with database.connection() as connection:
+        assert connection.execute("SELECT count(*) FROM not_faces").fetchone() == (0,)
+
+
+def test_what_somebody_else_has_undone_is_in_nobodys_way(school, database, review, show):
+    page = show(review("m"), expected="409")
+    expect(page.locator("#question")).to_contain_text("Who is this person")
+    page.keyboard.press("s")
+    expect(page.locator("#question")).to_contain_text("Ada")
+    page.keyboard.press("1")
+    saved(page, "the face is Ada")
+    go_to(page, "Names")
+    page.get_by_role("checkbox", name="A visitor").check()
+    page.get_by_role("button", name="Save 1 person").click()
+    expect(page.locator("#summary")).to_have_text(FINISHED)
+    with database.connection() as connection:
+        (hidden,) = connection.execute("SELECT max(id) FROM decisions WHERE kind = 'hide'").fetchone()
+    DecisionService("somebody else").undo(hidden)
+    page.keyboard.press("u")
+    expect(page.locator("#said")).to_have_text(re.compile("^Undone: .*visitor"))
+    page.keyboard.press("u")
+    undone(page, "the face is Ada")
+    assert statuses(database)["Ada", "s2"] == "unsure"
+
+
 def test_what_was_saved_before_an_error_can_be_undone_or_gone_on_with(school, database, review, show):
     page = show(review("m") + "#names", expected="409")
     card = page.get_by_role("group", name=re.compile("^Unnamed person"))

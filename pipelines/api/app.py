@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.api import classes, decisions, face_crops, images, operations, review, sessions, students
 from pipelines.api.auth import Guard, SecurityHeaders, token_of
-from pipelines.api.common import PREFIX, known_names_only
+from pipelines.api.common import DECIDED_BY, PREFIX, known_names_only
 from pipelines.api.dagster_runs import DagsterRuns
 from pipelines.api.documentation import page
 from pipelines.api.errors import UnforeseenErrors, add_error_handlers
@@ -36,8 +36,10 @@ in the order of ids, which never change. Similarities are calibrated: 0.5 is the
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, *, decided_by: str = DECIDED_BY) -> FastAPI:
     """The application that serves the database, photos and models of these settings.
+
+    decided_by: in whose name its callers decide, for the log of decisions.
 
     Models are loaded at the first call that needs them and stay in memory.
     """
@@ -72,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings,
         lock_patience_s=LOCK_PATIENCE_S,
     )
+    app.state.decided_by = decided_by
     app.state.dagster_runs = runs
     app.state.writers = asyncio.Semaphore(WRITERS)
     # The guard asks for the token; this says so in the OpenAPI.

@@ -101,6 +101,18 @@ CropIds = Annotated[
 ]
 
 
+class ManyCrops(BaseModel):
+    """Which face crops, and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"crop_ids": [1, 2]}]})
+
+    crop_ids: CropIds
+    reason: Reason = None
+
+
+CropsBody = Annotated[ManyCrops, FromJson, Body()]
+
+
 class ReasonOnly(BaseModel):
     """Why, where there is nothing else to say."""
 
@@ -111,7 +123,7 @@ class ReasonOnly(BaseModel):
 
 ReasonBody = Annotated[ReasonOnly, FromJson, Body(default_factory=ReasonOnly)]
 
-# There is one token for all callers, so that nobody is known by name.
+# There is one token for all callers, so that nobody is known by name; `attendansee review` knows who has started it.
 DECIDED_BY = "api"
 
 
@@ -127,8 +139,8 @@ Context = Annotated[ServiceContext, Depends(_context)]
 Runs = Annotated[DagsterRuns, Depends(_dagster_runs)]
 
 
-async def _decisions(context: Context) -> DecisionService:
-    return DecisionService(decided_by=DECIDED_BY, context=context)
+async def _decisions(request: Request, context: Context) -> DecisionService:
+    return DecisionService(decided_by=request.app.state.decided_by, context=context)
 
 
 Decisions = Annotated[DecisionService, Depends(_decisions)]

@@ -9,12 +9,14 @@ from pipelines.api.common import (
     Browse,
     Context,
     CropId,
+    CropsBody,
     Decisions,
     FreeCropId,
     FromJson,
     PageQuery,
     Reason,
     ReasonBody,
+    Runs,
 )
 from pipelines.api.errors import documented
 from pipelines.errors import PhotoStoreError, UnknownIdError
@@ -125,6 +127,13 @@ def reject_student(crop_id: FreeCropId, student: StudentBody, browse: Browse, de
 def mark_not_a_face(crop_id: FreeCropId, why: ReasonBody, browse: Browse, decisions: Decisions) -> DecidedFaceCrop:
     """Say that the crop shows no face: no later run takes it into account, until a person assigns it."""
     return _decided(browse, crop_id, decisions.not_a_face([crop_id], why.reason))
+
+
+@router.post("/not-a-face/", responses=ERRORS)
+def mark_not_faces(crops: CropsBody, browse: Browse, decisions: Decisions, runs: Runs) -> CropsDecisionAnswer:
+    """Say that none of these crops shows a face: one decision."""
+    runs.check_free(lambda: browse.class_names_of_crops(crops.crop_ids))
+    return decisions.not_a_face(crops.crop_ids, crops.reason)
 
 
 def _decided(browse: BrowseService, crop_id: int, answer: CropDecisionAnswer | CropsDecisionAnswer) -> DecidedFaceCrop:

@@ -12,6 +12,7 @@ import uvicorn
 
 from pipelines.api.app import create_app
 from pipelines.api.auth import token_of
+from pipelines.api.common import DECIDED_BY
 from pipelines.errors import AttendanseeError
 from pipelines.resources.database import Database
 from pipelines.settings import Settings
@@ -31,11 +32,16 @@ def print_address(url: str) -> None:
 
 
 def run_api(
-    settings: Settings, host: str = "127.0.0.1", port: int = 8000, *, serving: Callable[[str], None] = print_address
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    decided_by: str = DECIDED_BY,
+    serving: Callable[[str], None] = print_address,
 ) -> None:
     """Serve the API at http://host:port until SIGINT or SIGTERM arrives.
 
-    serving: called with the address once it answers.
+    decided_by: in whose name its callers decide. serving: called with the address once it answers.
 
     Raises ServeError where the port is in use, or where other machines could reach it and no token is set; DatabaseError
     where there is no usable database.
@@ -45,7 +51,7 @@ def run_api(
             pass  # found or started, and migrated, before anybody calls
         server = _Server(
             uvicorn.Config(
-                create_app(settings),
+                create_app(settings, decided_by=decided_by),
                 log_config=None,
                 access_log=False,
                 server_header=False,

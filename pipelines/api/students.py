@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.api.common import (
     Browse,
-    CropIds,
+    CropsBody,
     Decisions,
     FreeStudentId,
     FromJson,
+    ManyCrops,
     Name,
     PageQuery,
-    Reason,
     ReasonBody,
     StudentId,
 )
@@ -54,18 +54,6 @@ class Merge(BaseModel):
 
 
 MergeBody = Annotated[Merge, FromJson, Body()]
-
-
-class ManyCrops(BaseModel):
-    """Which face crops, and why."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"crop_ids": [1, 2]}]})
-
-    crop_ids: CropIds
-    reason: Reason = None
-
-
-CropsBody = Annotated[ManyCrops, FromJson, Body()]
 
 
 class Split(ManyCrops):

@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 
 from pipelines.assets.score_plot import score_plot
+from pipelines.errors import PhotoError
 from pipelines.resources.photo_store import PhotoStore
 from pipelines.services.report import data_uri, face_jpeg
 from pipelines.services.review import Review
@@ -65,7 +66,10 @@ def _thumbnails(review: Review, store: PhotoStore) -> str:
     faces = [face for session in review.sessions for photo in session.photos for face in photo.faces]
     shown, room, left_out = [], THUMBNAILS_LENGTH, 0
     for face in sorted(faces, key=lambda face: (order.index(face.state), names.get(face.student_id or 0, ""))):
-        jpeg = face_jpeg(store, face.crop_path, _THUMBNAIL) if face.crop_path and room else None
+        try:
+            jpeg = face_jpeg(store, face.crop_path, _THUMBNAIL) if face.crop_path and room else None
+        except PhotoError:
+            jpeg = None  # a picture that cannot be read is left out, and counted
         # The name stands in the register; in Markdown it could be anything.
         picture = f"![{face.state} {face.crop_id}]({data_uri(jpeg)})" if jpeg else ""
         if picture and len(picture) <= room:

@@ -45,7 +45,7 @@ def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
             people = service.register(key.class_name).counts(key.session_name)
             if key.is_enrolment:
                 return {**faces, **people}
-            review = read_review(surroundings, key.class_name, spec.name, key.session_name)
+            review = read_review(surroundings, key.class_name, spec.name, key.session_name, alone=True)
             return {
                 **faces,
                 **people,

@@ -2,7 +2,7 @@
 
 import click
 
-from pipelines.commands.common import CLASS, plain_errors
+from pipelines.commands.common import CLASS, current_user, plain_errors
 
 
 @click.command()
@@ -30,4 +30,4 @@ def review(class_name: str, port: int, open_browser: bool) -> None:
         if open_browser:
             click.launch(page)
 
-    run_api(get_settings(), port=port, serving=serving)
+    run_api(get_settings(), port=port, decided_by=current_user(), serving=serving)

@@ -94,21 +94,24 @@ def read_sessions(connection: Connection, class_id: int) -> dict[int, tuple[str,
     return {session_id: (name, held_on) for session_id, name, held_on in rows}
 
 
-def read_photos(connection: Connection, class_id: int) -> list[ReviewedPhoto]:
-    """The class's present photos by session date, session and path."""
+def read_photos(connection: Connection, class_id: int, session_name: str | None = None) -> list[ReviewedPhoto]:
+    """The present photos of the class, or of one session, by session date, session and path."""
     with connection.cursor(row_factory=class_row(ReviewedPhoto)) as cursor:
         return cursor.execute(
             """SELECT i.id AS image_id, s.id AS session_id, s.name AS session, s.held_on, s.is_enrolment, i.path,
                 i.width, i.height, i.refused_reason, i.searched_with IS NOT NULL AS searched
             FROM images i JOIN sessions s ON s.id = i.session_id
-            WHERE s.class_id = %s AND i.removed_at IS NULL
+            WHERE s.class_id = %(class)s AND i.removed_at IS NULL
+            AND (%(session)s::text IS NULL OR s.name = %(session)s)
             ORDER BY s.is_enrolment, s.held_on NULLS LAST, s.name, i.path, i.id""",
-            [class_id],
+            {"class": class_id, "session": session_name},
         ).fetchall()
 
 
-def read_faces(connection: Connection, class_id: int, model: str) -> list[ReviewedFace]:
-    """The faces of the class's usable photos, by photo and from left to right."""
+def read_faces(
+    connection: Connection, class_id: int, model: str, session_name: str | None = None
+) -> list[ReviewedFace]:
+    """The faces of the usable photos of the class, or of one session, by photo and from left to right."""
     with connection.cursor(row_factory=class_row(ReviewedFace)) as cursor:
         return cursor.execute(
             """WITH said AS (
@@ -128,13 +131,14 @@ def read_faces(connection: Connection, class_id: int, model: str) -> list[Review
             FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
+                AND (%(session)s::text IS NULL OR s.name = %(session)s)
             LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s
             LEFT JOIN confirmed_crops k ON k.crop_id = f.id AND k.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             LEFT JOIN not_faces n ON n.crop_id = f.id AND n.class_id = %(class)s
             LEFT JOIN said ON said.crop_id = f.id
             ORDER BY f.image_id, f.x, f.id""",
-            {"class": class_id, "model": model},
+            {"class": class_id, "model": model, "session": session_name},
         ).fetchall()
 
 

@@ -39,6 +39,10 @@ _UNSURE_COLUMNS = (
 )
 
 
+# What a cell of a spreadsheet holds; of a longer text xlsxwriter writes nothing, and says so to nobody.
+_CELL_LENGTH = 32_767
+
+
 def report_json(found: Review) -> str:
     """The whole review, as the HTTP API gives it."""
     return found.model_dump_json(indent=2)
@@ -113,7 +117,7 @@ def report_xlsx(found: Review) -> bytes:
                     is_rate = name == "Register" and place and isinstance(cell, float)
                     style = head if place == 0 else share if is_rate else None
                     if isinstance(cell, str):
-                        sheet.write_string(place, column, cell, style)
+                        sheet.write_string(place, column, _fitting(cell), style)
                     elif cell is not None:
                         sheet.write(place, column, cell, style)
             if name == "Evidence" and len(rows) > 1:
@@ -170,6 +174,19 @@ def _strongest(cell: Cell, faces: dict[int, Face]) -> Face | None:
         ),
         default=None,
     )
+
+
+def _fitting(text: str) -> str:
+    """The text, or as much of it as a cell holds with the number of characters that are left out.
+
+    Excel counts in UTF-16, where a character takes one unit or two, and so does this.
+    """
+    units = len(text.encode("utf-16-le", "surrogatepass")) // 2
+    if units <= _CELL_LENGTH:
+        return text
+    room = _CELL_LENGTH - len(f"… ({len(text)} characters left out)")
+    kept = text.encode("utf-16-le", "surrogatepass")[: 2 * room].decode("utf-16-le", "ignore")
+    return f"{kept}… ({len(text) - len(kept)} characters left out)"
 
 
 def _titled(name: str, held_on: object) -> str:

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -27,6 +27,7 @@ _PHOTO_SIDES = (1600, 1200, 900, 640)
 FACE_SIZE = (96, 120)
 _PHOTO_QUALITY = 72
 _FACE_QUALITY = 80
+_LEFT_OUT = "Left out to keep the file small: a report of one session holds it."
 
 # How each status and each state is told apart where colours are not.
 SYMBOLS = {
@@ -45,16 +46,18 @@ SYMBOLS = {
 class _Pictures:
     """JPEGs as data URIs, as many as the file may hold; `missing` says why the others are not there.
 
-    photos, missing: by the photo's id. faces: by the crop's id.
+    photos, missing: by the photo's id. faces, missing_faces: by the crop's id.
     """
 
     photos: dict[int, str] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     faces: dict[int, str] = field(default_factory=dict)
+    missing_faces: dict[int, str] = field(default_factory=dict)
 
 
 def report_html(context: ServiceContext, found: Review, made_at: datetime) -> str:
-    """The report; photos are scaled down, and none is in it whose file is gone: the report says so in its place.
+    """The report; photos are scaled down, and none is in it whose file is gone or damaged: the report says so in its
+    place. Of more than the file may hold, the newest sessions' photos are in it.
 
     It holds faces and names: whoever stores it keeps it from others. made_at: shown in it.
     """
@@ -84,16 +87,33 @@ def report_html(context: ServiceContext, found: Review, made_at: datetime) -> st
 
 def _pictures(context: ServiceContext, found: Review) -> _Pictures:
     pictures = _Pictures()
-    shown = [photo for session in found.sessions for photo in session.photos if photo.refused_reason is None]
+    newest_first = sorted(found.sessions, key=lambda session: (session.held_on or date.min, session.name), reverse=True)
+    shown = [photo for session in newest_first for photo in session.photos if photo.refused_reason is None]
     _add_photos(pictures, context, found.class_name, shown)
-    faces, room = found.faces(), FACE_BYTES
+    _add_faces(pictures, context.store, found)
+    return pictures
+
+
+def _add_faces(pictures: _Pictures, store: PhotoStore, found: Review) -> None:
+    faces, room, is_full = found.faces(), FACE_BYTES, False
     for crop_id in _in_order_of_need(found):
         path = faces[crop_id].crop_path
-        jpeg = path and face_jpeg(context.store, path, FACE_SIZE)
-        if jpeg and len(jpeg) <= room:
+        if is_full:  # a class has tens of thousands of crops: none is read in vain
+            pictures.missing_faces[crop_id] = "left out to keep the file small"
+            continue
+        try:
+            jpeg = face_jpeg(store, path, FACE_SIZE) if path else None
+        except (PhotoError, PhotoStoreError):
+            pictures.missing_faces[crop_id] = "its picture cannot be read"
+            continue
+        if jpeg is None:
+            pictures.missing_faces[crop_id] = "its picture is gone"
+        elif len(jpeg) > room:
+            is_full = True
+            pictures.missing_faces[crop_id] = "left out to keep the file small"
+        else:
             pictures.faces[crop_id] = data_uri(jpeg)
             room -= len(jpeg)
-    return pictures
 
 
 def _in_order_of_need(found: Review) -> Iterable[int]:
@@ -115,15 +135,19 @@ def _add_photos(pictures: _Pictures, context: ServiceContext, class_name: str, p
     except PhotoStoreError as error:
         pictures.missing |= {photo.image_id: str(error) for photo in photos}
         return
-    room = PHOTO_BYTES
+    room, is_full = PHOTO_BYTES, False
     for number, photo in enumerate(photos):
+        if is_full:
+            pictures.missing[photo.image_id] = _LEFT_OUT
+            continue
         try:
             jpeg = _photo_jpeg(store, photo, room // (len(photos) - number), context.settings.max_megapixels)
         except (PhotoError, PhotoStoreError) as error:
             pictures.missing[photo.image_id] = str(error)
             continue
         if len(jpeg) > room:
-            pictures.missing[photo.image_id] = "Left out to keep the file small: a report of one session holds it."
+            is_full = True
+            pictures.missing[photo.image_id] = _LEFT_OUT
             continue
         room -= len(jpeg)
         pictures.photos[photo.image_id] = data_uri(jpeg)
@@ -146,7 +170,8 @@ def _photo_jpeg(store: PhotoStore, photo: Photo, wanted_bytes: int, max_megapixe
 def face_jpeg(store: PhotoStore, path: str, size: tuple[int, int]) -> bytes | None:
     """The crop, cut from the original photo when the face was found, as a JPEG of this width and height.
 
-    None where its file is gone; raises PhotoStoreError where it cannot be read for another reason.
+    None where its file is gone; raises PhotoStoreError where it cannot be read for another reason,
+    PhotoError where it is damaged.
     """
     from PIL import Image, ImageOps
 
@@ -156,8 +181,12 @@ def face_jpeg(store: PhotoStore, path: str, size: tuple[int, int]) -> bytes | No
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-    with Image.open(io.BytesIO(data)) as image:
-        return _jpeg(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS), _FACE_QUALITY)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = image.convert("RGB")
+    except OSError as error:  # PIL's UnidentifiedImageError is one
+        raise PhotoError(f"The picture of a face {path!r} is damaged: process its session again.") from error
+    return _jpeg(ImageOps.fit(pixels, size, Image.Resampling.LANCZOS), _FACE_QUALITY)
 
 
 def _jpeg(image: "Image", quality: int) -> bytes:

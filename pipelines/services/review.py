@@ -246,9 +246,17 @@ class Review(BaseModel):
 
 
 def read_review(
-    context: ServiceContext, class_name: str, model: str | None = None, session_name: str | None = None
+    context: ServiceContext,
+    class_name: str,
+    model: str | None = None,
+    session_name: str | None = None,
+    *,
+    alone: bool = False,
 ) -> Review:
     """What there is to look at of a class, by its active model unless another one is named; of one session or of all.
+
+    alone: nothing of the class's other sessions is read, so that nobody is proposed for unknown people and what is
+    counted over sessions is of this one; a run looks at each session so, and would read all for each of them.
 
     Raises AttendanseeError where there is no such class or session.
     """
@@ -263,7 +271,7 @@ def read_review(
                 f"The session {session_name!r} holds portraits and has no attendance: choose another one."
             )
         model = model or catalog.active_model(connection, class_name) or context.settings.model
-        return _Reader(connection, context, class_id, class_name, model, session_name).review()
+        return _Reader(connection, context, class_id, class_name, model, session_name, alone).review()
 
 
 class _Reader:
@@ -277,9 +285,11 @@ class _Reader:
         class_name: str,
         model: str,
         only_session: str | None,
+        alone: bool,
     ) -> None:
         self.connection = connection
         self.context = context
+        self.alone = alone
         self.class_id = class_id
         self.spec: ModelSpec = class_spec(connection, model, class_id)
         self.threshold = self.spec.calibrated(1 - self.spec.assignment_distance)
@@ -287,10 +297,11 @@ class _Reader:
         self.people: dict[int, ReviewedStudent] = {s.id: s for s in review.read_students(connection, class_id)}
         self.id_of = {student.name: student.id for student in self.people.values()}
 
-        every_photo = review.read_photos(connection, class_id)
+        of_session = only_session if alone else None
+        every_photo = review.read_photos(connection, class_id, of_session)
         self.sessions: dict[int, tuple[str, date | None]] = review.read_sessions(connection, class_id)
         session_of = {photo.image_id: photo.session_id for photo in every_photo}
-        rows = review.read_faces(connection, class_id, model)
+        rows = review.read_faces(connection, class_id, model, of_session)
         rejected = review.read_rejections(connection, [row.crop_id for row in rows])
         self.faces: dict[int, Face] = {
             row.crop_id: self._face(row, session_of[row.image_id], rejected.get(row.crop_id, [])) for row in rows
@@ -319,7 +330,8 @@ class _Reader:
 
     def review(self) -> Review:
         """All of it."""
-        cells = [cell for session_id in self.sessions for cell in self._cells(session_id)]
+        read = self.asked if self.alone else self.sessions
+        cells = [cell for session_id in read for cell in self._cells(session_id)]
         students = self._students(cells)
         questions = self._questions(cells, students)
         asked_cells = [cell for cell in cells if cell.session_id in self.asked]
@@ -597,7 +609,8 @@ class _Reader:
             for student in known.values()
             if student.kind == "unknown" and any(map(self._is_asked, student.crop_ids))
         ]
-        proposals = self._proposals([student.student_id for student in unknown], known)
+        ids = [student.student_id for student in unknown]
+        proposals = {} if self.alone else self._proposals(ids, known)
         return [
             Question(
                 key=f"who-{student.student_id}",
@@ -618,7 +631,10 @@ class _Reader:
         ]
 
     def _proposals(self, unknown: Sequence[int], known: Mapping[int, StudentReview]) -> dict[int, list[Candidate]]:
-        """The named students who are most like each unknown person: the mean of their vectors with the nearest crop."""
+        """The named students who are most like each unknown person: the mean of their vectors with the nearest crop.
+
+        Nobody whom a photo shows beside the unknown person is proposed, however alike.
+        """
         named = {
             crop_id: student
             for student in known.values()
@@ -632,26 +648,35 @@ class _Reader:
         ids, vectors = crops.read_embeddings(self.connection, self.spec.name, version, wanted, self.spec.dimension)
         place = {crop_id: row for row, crop_id in enumerate(ids)}
         gallery = [crop_id for crop_id in ids if crop_id in named]
+        compared = vectors[[place[crop_id] for crop_id in gallery]]
+        students, of_student = np.unique(
+            np.array([named[crop_id].student_id for crop_id in gallery], np.int64), return_inverse=True
+        )
+        shown_in: dict[int, set[int]] = defaultdict(set)
+        for face in self.faces.values():
+            if face.student_id is not None and face.state == "sure":
+                shown_in[face.image_id].add(face.student_id)
         found = {}
         for student_id in unknown:
             of_person = [crop_id for crop_id in known[student_id].crop_ids if crop_id in place]
             if not of_person or not gallery:
                 continue
             mean = vectors[[place[crop_id] for crop_id in of_person]].mean(axis=0, keepdims=True)
-            similarity = cosine_similarity_matrix(mean, vectors[[place[crop_id] for crop_id in gallery]])[0]
+            similarity = cosine_similarity_matrix(mean, compared)[0]
             rejected = {student for crop_id in of_person for student in self.faces[crop_id].rejected_ids}
-            nearest: dict[int, float] = {}
-            for row in np.argsort(-similarity, kind="stable").tolist():
-                nearest.setdefault(named[gallery[row]].student_id, float(similarity[row]))
+            rejected |= {student for crop_id in of_person for student in shown_in[self.faces[crop_id].image_id]}
+            nearest = np.full(len(students), -np.inf, similarity.dtype)
+            np.maximum.at(nearest, of_student, similarity)
+            order = np.argsort(-nearest, kind="stable").tolist()
+            likest = [(int(students[row]), float(nearest[row])) for row in order if students[row] not in rejected]
             found[student_id] = [
                 Candidate(
                     student_id=student,
                     similarity=self.spec.calibrated(cosine),
                     crop_ids=[*known[student].portrait_ids, *known[student].crop_ids][:3],
                 )
-                for student, cosine in nearest.items()
-                if student not in rejected
-            ][:_PROPOSALS]
+                for student, cosine in likest[:_PROPOSALS]
+            ]
         return found
 
 

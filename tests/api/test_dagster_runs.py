@@ -71,6 +71,7 @@ def test_a_class_that_a_run_is_processing_is_409_until_it_ends(serve, school, in
         ("POST", f"/face-crops/{crop}/reject/", {"student_id": ada}),
         ("PATCH", f"/students/{ada}/", {"name": "Ada Lovelace"}),
         ("POST", f"/students/{bob}/merge/", {"into_student_id": ada}),
+        ("POST", "/face-crops/not-a-face/", {"crop_ids": [crop]}),
     ]
     for method, path, body in calls:
         response = client.request(method, API + path, json=body)

@@ -1,8 +1,11 @@
 """What people decide, over HTTP."""
 
 import pytest
+from fastapi.testclient import TestClient
 
+from pipelines.api.app import create_app
 from pipelines.services.decisions import DecisionService
+from pipelines.settings import get_settings
 
 API = "/api/attendance"
 DLIB = {"embedding_model": "dlib"}
@@ -91,6 +94,7 @@ def test_a_student_of_another_class_is_409(client, school, embedded_class):
         ("DELETE", "/face-crops/{}/student/", None),
         ("POST", "/face-crops/{}/reject/", {"student_id": 999_999}),
         ("POST", "/students/{}/confirm-crops/", {"crop_ids": [999_999]}),
+        ("POST", "/face-crops/not-a-face/", {"crop_ids": [999_999]}),
         ("POST", "/students/{}/split/", {"crop_ids": [999_999]}),
     ],
 )
@@ -199,6 +203,8 @@ def test_every_answer_to_a_decision_has_its_id_which_can_be_undone(client, schoo
         ("POST", f"/face-crops/{crop}/reject/", {"student_id": bob}, f"Face {crop} is not Bob."),
         ("POST", f"/face-crops/{crop}/not-a-face/", {"reason": "a poster"}, f"Face {crop} is no face."),
         ("POST", f"/face-crops/{crop}/not-a-face/", None, f"Face {crop} is no face."),
+        ("POST", "/face-crops/not-a-face/", {"crop_ids": [crop], "reason": "a poster"}, f"Face {crop} is no face."),
+        ("POST", "/face-crops/not-a-face/", {"crop_ids": [crop, other]}, "2 faces are no face."),
         ("POST", f"/students/{ada}/confirm-crops/", {"crop_ids": [crop, other]}, "2 faces are Ada."),
         ("PATCH", f"/students/{ada}/", {"name": "Ada L"}, "Ada is called Ada L."),
         ("POST", f"/students/{bob}/merge/", {"into_student_id": ada}, "Bob and Ada are one: Ada."),
@@ -224,6 +230,16 @@ def test_every_answer_to_a_decision_has_its_id_which_can_be_undone(client, schoo
         assert (before["in_force"], before["undone_by"], before["can_be_undone"]) == (False, undo["id"], False)
         assert client.post(f"{API}/decisions/{newest['id']}/undo/").status_code == 409
     assert {s["name"] for s in client.get(f"{API}/students/").json()["results"]} == {"Ada", "Bob"}
+
+
+def test_decisions_are_in_the_name_that_the_application_was_made_with(school):
+    app = create_app(get_settings(), decided_by="ann")
+    crops = [school.crops["s1", 0, "Ada"], school.crops["s1", 1, "Ada"]]
+    with TestClient(app, base_url="http://127.0.0.1") as ann:
+        made = ann.post(f"{API}/face-crops/not-a-face/", json={"crop_ids": crops, "reason": "posters"})
+        kept = log_of(ann, school)[0]
+    assert made.status_code == 200
+    assert (kept["decided_by"], kept["reason"], kept["id"]) == ("ann", "posters", made.json()["decision_id"])
 
 
 def test_faces_are_split_off_their_student_alone(client, school):
@@ -260,6 +276,7 @@ def test_the_log_comes_in_pages_of_one_class(client, school):
         ("POST", "/decisions/1/undo/", {"reason": "x" * 2001}, 422),
         ("POST", "/students/{ada}/hide/", {"why": "x"}, 422),
         ("POST", "/students/{ada}/confirm-crops/", {"crop_ids": []}, 422),
+        ("POST", "/face-crops/not-a-face/", {"crop_ids": []}, 422),
         ("POST", "/students/{ada}/split/", {"crop_ids": [1], "name": " "}, 422),
         ("PUT", "/sessions/{s1}/attendance/999999/", {"status": "present"}, 404),
         ("PUT", "/sessions/999999/attendance/{ada}/", {"status": "present"}, 404),

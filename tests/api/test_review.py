@@ -161,13 +161,14 @@ def test_without_a_token_the_page_is_for_this_machine_alone(client):
 def test_the_command_serves_the_api_and_says_where_the_page_is(school, monkeypatch):
     served = {}
 
-    def run_api(settings, host="127.0.0.1", port=8000, *, serving):
-        served.update(host=host, port=port)
+    def run_api(settings, host="127.0.0.1", port=8000, *, decided_by, serving):
+        served.update(host=host, port=port, decided_by=decided_by)
         serving(f"http://{host}:{port}")
 
     monkeypatch.setattr(server, "run_api", run_api)
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
     result = CliRunner().invoke(main, ["review", "Math101", "--port", "8123"], catch_exceptions=False)
-    assert (result.exit_code, served) == (0, {"host": "127.0.0.1", "port": 8123})
+    assert (result.exit_code, served) == (0, {"host": "127.0.0.1", "port": 8123, "decided_by": "ann"})
     assert result.stdout == "Review page: http://127.0.0.1:8123/review/Math101 (Ctrl-C stops it)\n"
 
 

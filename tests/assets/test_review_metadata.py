@@ -70,6 +70,16 @@ def test_a_session_shows_its_register_its_numbers_and_its_similarities(metadata)
     assert {"student (2)", "runner-up (2)", "threshold 0.9350"} <= set(texts)
 
 
+def test_a_session_is_shown_without_reading_the_vectors_of_the_class(metadata, monkeypatch):
+    before = metadata("m__s1")["questions"].value
+
+    def read_embeddings(*_):
+        raise AssertionError("vectors were read")
+
+    monkeypatch.setattr("pipelines.database.crops.read_embeddings", read_embeddings)
+    assert metadata("m__s1")["questions"].value == before == 40
+
+
 def test_a_class_shows_its_register_and_its_numbers(metadata):
     shown = metadata("m")
     assert [record.data for record in shown["register"].records][:2] == [

@@ -234,11 +234,48 @@ def test_the_file_stays_small_however_many_photos_there_are(school, monkeypatch)
     faces = [base64.b64decode(a["href"].partition(",")[2]) for a, _ in page.all("image")]
     assert sum(map(len, photos)) <= 400_000
     assert 0 < sum(map(len, faces)) <= 20_000
-    # The first is small, for there are three; what the lost one leaves is the last one's.
-    assert [max(Image.open(io.BytesIO(photo)).size) for photo in photos] == [640, 1000]
+    assert len(photos) == 2
     assert len(text) < 700_000
     monkeypatch.setattr(report_module, "PHOTO_BYTES", 0)
     assert "Left out to keep the file small" in page_of(school)[0]
+
+
+def test_the_newest_session_has_its_photos_when_there_is_no_room_for_all(school, monkeypatch):
+    monkeypatch.setattr(report_module, "_PHOTO_SIDES", (640,))
+    _, whole = page_of(school)
+    sizes = [len(base64.b64decode(a["src"].partition(",")[2])) for a, _ in whole.all("img")]
+    assert len(sizes) == 2
+    monkeypatch.setattr(report_module, "PHOTO_BYTES", max(sizes))
+    _, page = page_of(school)
+    (photo,) = [a["alt"] for a, _ in page.all("img")]
+    assert "of 2026-09-14 with" in photo
+    gone = [t for a, t in page.all("p") if a.get("class") == "gone"]
+    assert sum(t.startswith("Left out to keep the file small") for t in gone) == len(gone) == 2
+
+
+def test_faces_beyond_the_room_are_neither_read_nor_said_to_be_gone(school, monkeypatch):
+    read = []
+    face_jpeg = report_module.face_jpeg
+    monkeypatch.setattr(report_module, "face_jpeg", lambda *args: (read.append(args), face_jpeg(*args))[1])
+    _, whole = page_of(school)
+    first = next(len(base64.b64decode(a["href"].partition(",")[2])) for a, _ in whole.all("image"))
+    assert len(read) == 11
+    read.clear()
+    monkeypatch.setattr(report_module, "FACE_BYTES", first + 10)
+    text, page = page_of(school)
+    assert (len(page.all("image")), len(read)) == (1, 2)
+    assert "(left out to keep the file small)" in text
+    assert "its picture is gone" not in text
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"no picture", lambda data: data[: len(data) // 2], lambda data: b""])
+def test_a_damaged_crop_is_said_in_its_place(school, tmp_path, damage):
+    _, whole = page_of(school)
+    path = sorted(path for path in (tmp_path / "crops").rglob("*") if path.is_file())[0]
+    path.write_bytes(damage(path.read_bytes()))
+    text, page = page_of(school)
+    assert len(page.all("image")) == len(whole.all("image")) - 1
+    assert "(its picture cannot be read)" in text
 
 
 def test_no_picture_carries_what_the_camera_wrote_beside_it(school, tmp_path):
@@ -304,6 +341,23 @@ def test_the_workbook_reads_back_as_register_evidence_and_questions(school):
     cells = [cell for sheet in workbook for row in sheet.iter_rows() for cell in row]
     assert all(cell.data_type != "f" for cell in cells)
     assert {cell.data_type for cell in cells if cell.value == SUM} == {"s"}
+
+
+@pytest.mark.parametrize("letter", ["x", "😀"])
+def test_a_text_beyond_a_cell_is_shortened_in_the_workbook_and_says_so(school, letter):
+    _, review = school()
+    review.cells[0].why = [letter * 40_000]
+    review.cells[1].why = ["y" * 20_000]
+    workbook = load_workbook(io.BytesIO(report_xlsx(review)))
+    whys = [row[-1].value for row in workbook["Evidence"].iter_rows(min_row=2)]
+    assert len(whys) == len(review.cells)
+    # Excel counts in UTF-16.
+    assert 32_700 < len(whys[0].encode("utf-16-le")) // 2 <= 32_767
+    kept, left_out = re.fullmatch(f"({letter}+)… \\(([0-9]+) characters left out\\)", whys[0]).groups()
+    whole = next(row["why"] for row in csv.DictReader(io.StringIO(report_csv(review))))
+    assert len(kept) + int(left_out) == len(whole)
+    assert whys[1].startswith("y" * 20_000)
+    assert "left out" not in whys[1]
 
 
 def test_the_json_is_the_review(school):

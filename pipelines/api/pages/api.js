@@ -94,7 +94,7 @@ export const rename = (studentId, name) => call("PATCH", `students/${studentId}/
 export const merge = (studentId, intoId) => call("POST", `students/${studentId}/merge/`, { into_student_id: intoId });
 export const hide = (studentId) => call("POST", `students/${studentId}/hide/`, {});
 export const reject = (cropId, studentId) => call("POST", `face-crops/${cropId}/reject/`, { student_id: studentId });
-export const notAFace = (cropId) => call("POST", `face-crops/${cropId}/not-a-face/`, {});
+export const notFaces = (cropIds) => call("POST", "face-crops/not-a-face/", { crop_ids: cropIds });
 export const mark = (sessionId, studentId, status, note) =>
   call("PUT", `sessions/${sessionId}/attendance/${studentId}/`, note ? { status, note } : { status });
 export const undo = (decisionId) => call("POST", `decisions/${decisionId}/undo/`, {});

@@ -89,7 +89,7 @@ function looseFaces(app, people) {
   const notFaces = () => {
     if (!ready()) return undefined;
     const given = crops();
-    return decide(`${many(given.length, "face")}: no face`, given.map((cropId) => () => api.notAFace(cropId)));
+    return decide(`${many(given.length, "face")}: no face`, [() => api.notFaces(given)]);
   };
   return [
     element("h3", {}, "Faces that show nobody"),

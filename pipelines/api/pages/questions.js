@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { alike, bdi, combobox, element, faceImage, isLike, many, namedBy } from "./dom.js";
 
-// As many faces as somebody looks at; no more are confirmed with an answer.
+// As many faces as somebody looks at; an answer says nothing of the others, which are asked about again.
 const SHOWN = 12;
 
 const skipped = new Set();
@@ -84,7 +84,7 @@ function article(app, question) {
       { class: "faces" },
       shown.map((id) => faceImage(id, app.faceText(id), shown.length > 2 ? "medium" : "large")),
     ),
-    more > 0 && element("p", { class: "quiet" }, `and ${more} more`),
+    more > 0 && element("p", { class: "quiet" }, `and ${more} more, which the answer says nothing of`),
     candidates.length > 0 && element("div", { class: "candidates" }, candidates),
     element("div", { class: "field" }, field.root, element("button", { type: "button", click: save }, "Save this name")),
     element(
@@ -112,11 +112,7 @@ function article(app, question) {
 /** What each answer has the server keep. */
 function answersTo(app, question) {
   const crops = question.crop_ids.slice(0, SHOWN);
-  const notAFace = () =>
-    app.decide(
-      question.crop_ids.length === 1 ? "no face" : "no faces",
-      question.crop_ids.map((id) => () => api.notAFace(id)),
-    );
+  const notAFace = () => app.decide(crops.length === 1 ? "no face" : "no faces", [() => api.notFaces(crops)]);
   const candidates = (answer) => question.candidates.map((candidate) => () => answer(app.students.get(candidate.student_id)));
   const own = question.student_id;
   if (question.kind === "who") {
@@ -135,11 +131,9 @@ function answersTo(app, question) {
       notAFace,
     };
   }
-  // What is asked is of one person: all of it is answered.
-  const all = question.crop_ids;
-  const faces = all.length === 1 ? "the face is" : `${many(all.length, "face")} are`;
-  const is = (student) => app.decide(`${faces} ${student.label}`, [() => api.confirmCrops(student.student_id, all)]);
-  const splitOff = (text) => [() => api.split(own, all, text)];
+  const faces = crops.length === 1 ? "the face is" : `${many(crops.length, "face")} are`;
+  const is = (student) => app.decide(`${faces} ${student.label}`, [() => api.confirmCrops(student.student_id, crops)]);
+  const splitOff = (text) => [() => api.split(own, crops, text)];
   return {
     candidates: candidates(is),
     named: (text, student) =>

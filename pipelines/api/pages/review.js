@@ -201,7 +201,7 @@ async function undoLast() {
   let failure = null;
   try {
     while (last.ids.length) {
-      await api.undo(last.ids.at(-1));
+      await undoOnce(last.ids.at(-1));
       last.ids.pop();
     }
     made.pop();
@@ -212,6 +212,15 @@ async function undoLast() {
   await refreshOrSay();
   app.saving = false;
   return say(failure ? `Not undone: ${last.title}.` : `Undone: ${last.title}.`);
+}
+
+/** What the log, or another page, has undone meanwhile is undone too: else it would stand before all that is older. */
+async function undoOnce(decisionId) {
+  try {
+    await api.undo(decisionId);
+  } catch (error) {
+    if (error.status !== 409 || !error.message.includes("is undone already")) throw error;
+  }
 }
 
 async function refreshOrSay() {
