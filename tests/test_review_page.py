@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from pipelines.api.app import create_app
+from pipelines.commands.common import current_user
 from pipelines.database import catalog
 from pipelines.demo_photos import CLASS_NAME, FACES
 from pipelines.resources.photo_store import PhotoStore
@@ -450,7 +451,9 @@ def test_the_sheet_offers_the_classs_names_and_joins_faces_to_a_student_without_
     page.get_by_role("button", name="Save 1 person").click()
     saved(page, "an unknown person is Ada")
     with database.connection() as connection:
-        said = connection.execute("SELECT kind FROM decisions WHERE decided_by = 'api' AND part_of IS NULL ORDER BY id")
+        said = connection.execute(
+            "SELECT kind FROM decisions WHERE decided_by = %s AND part_of IS NULL ORDER BY id", [current_user()]
+        )
         assert [kind for (kind,) in said.fetchall()] == ["not_this_student", "merge", "assign"]
         shown = dict(connection.execute("SELECT crop_id, student_id FROM confirmed_crops").fetchall())
     assert left_out not in shown

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.api.common import (
@@ -64,6 +64,12 @@ StudentBody = Annotated[StudentChoice, FromJson, Body()]
 def list_face_crops(browse: Browse, query: Annotated[FaceCropQuery, Query()]) -> PageOf[FaceCropItem]:
     """Face crops of photos that are there and usable, with who they show."""
     return browse.face_crops(**query.model_dump())
+
+
+@router.get("/not-a-face/", include_in_schema=False)
+async def no_mark_to_read() -> None:
+    """The path is no face crop called `not-a-face`."""
+    raise HTTPException(405)
 
 
 @router.get("/{id}/", responses=documented(404))
