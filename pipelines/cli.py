@@ -13,7 +13,7 @@ import click
 
 from pipelines.commands.backfill import backfill
 from pipelines.commands.calibration import calibrate
-from pipelines.commands.common import MODEL, plain_errors
+from pipelines.commands.common import MODEL, model_of, plain_errors
 from pipelines.commands.decisions import DECISION_COMMANDS
 from pipelines.commands.model_switch import MODEL_SWITCH_COMMANDS
 from pipelines.commands.models import models
@@ -199,18 +199,13 @@ def attendance(class_name: str, style: str, model: str | None) -> None:
     from pipelines.services.attendance import AttendanceService
 
     database = Database()
-    register = AttendanceService(database, model or _active_model(database, class_name)).register(class_name)
+    with database.connection() as connection:
+        model = model_of(connection, class_name, model)
+    register = AttendanceService(database, model).register(class_name)
     if style == "table":
         print_register(register)
     else:
         click.echo(register.to_csv() if style == "csv" else register.to_json(), nl=style == "json")
-
-
-def _active_model(database: Any, class_name: str) -> str:
-    from pipelines.database import catalog
-
-    with database.connection() as connection:
-        return catalog.active_model(connection, class_name) or get_settings().model
 
 
 @main.command()
@@ -226,7 +221,9 @@ def evaluate(class_name: str, labels: Path, truth: Path | None, style: str, mode
     from pipelines.services.evaluation import evaluate_class
 
     database = Database()
-    figures = asdict(evaluate_class(database, class_name, model or _active_model(database, class_name), labels, truth))
+    with database.connection() as connection:
+        model = model_of(connection, class_name, model)
+    figures = asdict(evaluate_class(database, class_name, model, labels, truth))
     if style == "json":
         click.echo(json.dumps(figures, indent=2))
         return

@@ -42,13 +42,13 @@ def build_session_attendance(spec: ModelSpec) -> dg.AssetsDefinition:
 
         def register(key: SessionKey) -> dict[str, Any]:
             faces = asdict(service.register_session(key))
-            people = service.register(key.class_name).counts(key.session_name)
             if key.is_enrolment:
-                return {**faces, **people}
+                return {**faces, **service.register(key.class_name).counts(key.session_name)}
             review = read_review(surroundings, key.class_name, spec.name, key.session_name, alone=True)
+            (session,) = review.sessions
             return {
                 **faces,
-                **people,
+                **session.counts,
                 "register": register_table(_COLUMNS, _rows(review)),
                 **review_metadata(review, photo_store, thumbnails=settings.thumbnails_in_ui),
             }

@@ -5,9 +5,8 @@ import json
 import click
 from pydantic import BaseModel
 
-from pipelines.commands.common import MODEL, current_user, plain_errors
+from pipelines.commands.common import MODEL, current_user, model_of, plain_errors
 from pipelines.errors import ConflictError
-from pipelines.settings import get_settings
 
 
 @click.command()
@@ -27,7 +26,6 @@ def calibrate(
     Nothing but --adopt and --reset changes what holds, and neither changes what is decided before the next run. What was
     adopted last, by whom, when and why is shown as last_adopted_....
     """
-    from pipelines.database import catalog
     from pipelines.services.calibration import CalibrationConfig, adopt_calibration, calibrate_class, reset_calibration
     from pipelines.services.context import default_context
     from pipelines.services.parameters import checked
@@ -39,7 +37,7 @@ def calibrate(
     config = checked(CalibrationConfig, fpir=fpir)
     context = default_context()
     with context.database.connection() as connection:
-        model = model or catalog.active_model(connection, class_name) or get_settings().model
+        model = model_of(connection, class_name, model)
     if reset:
         _print(reset_calibration(context, class_name, model, reason, adopted_by=current_user()), style)
         return

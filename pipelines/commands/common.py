@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from pipelines.errors import AttendanseeError
 from pipelines.resources.embedding.registry import BROKEN, REGISTRY
+from pipelines.settings import get_settings
 
 
 class _Model(click.Choice):
@@ -50,6 +51,13 @@ def current_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "cli"
+
+
+def model_of(connection: Any, class_name: str, model: str | None = None) -> str:
+    """The model that is named, else the class's active one, else the one that classes begin with."""
+    from pipelines.database import catalog
+
+    return model or catalog.active_model(connection, class_name) or get_settings().model
 
 
 def print_json(answer: BaseModel) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands.common import AS_JSON, CLASS, MODEL, current_user, plain_errors, print_json
+from pipelines.commands.common import AS_JSON, CLASS, MODEL, current_user, model_of, plain_errors, print_json
 
 # Lines on a terminal; --json gives all.
 LINES_SHOWN = 40
@@ -22,16 +22,14 @@ LINES_SHOWN = 40
 @plain_errors
 def plan_reclustering(class_name: str, model: str | None, as_json: bool, **parameters: Any) -> None:
     """Show what clustering CLASS anew would change; nothing changes before the plan is applied."""
-    from pipelines.database import catalog
     from pipelines.services.context import default_context
     from pipelines.services.parameters import checked
     from pipelines.services.reclustering import ReclusteringConfig, ReclusteringService
-    from pipelines.settings import get_settings
 
     config = checked(ReclusteringConfig, **parameters)
     context = default_context()
     with context.database.connection() as connection:
-        model = model or catalog.active_model(connection, class_name) or get_settings().model
+        model = model_of(connection, class_name, model)
     plan = ReclusteringService(context=context).plan(class_name, model, config)
     if as_json:
         print_json(plan)

@@ -131,14 +131,6 @@ def read_doubted(
     return dict(rows.fetchall())
 
 
-def confirmed_as(connection: Connection, student_ids: Collection[int]) -> dict[int, int]:
-    """The crops that are confirmed as one of these students, each with its student."""
-    rows = connection.execute(
-        "SELECT crop_id, student_id FROM confirmed_crops WHERE student_id = ANY(%s)", [list(student_ids)]
-    )
-    return dict(rows.fetchall())
-
-
 def read_confirmations(connection: Connection, class_id: int) -> dict[int, tuple[int, int]]:
     """The confirmed crops of the class, each with its student and the decision that says so."""
     rows = connection.execute(
@@ -313,9 +305,9 @@ def put_back_displaced(connection: Connection, undone: Decision, base: Decision,
     has displaced is kept with it, whichever undos of undos there were.
 
     A row that a run has changed since stays, and one that a run has removed stays away, but for what a person has said.
-    Where a later decision in force has displaced the row too, that one's
-    displaced row takes the older content, and gives its own to the undo, so that this can be undone in turn. A student
-    who is gone is nobody; one who was merged since is whom they were merged into.
+    Where a later decision in force has displaced the row too, that one's displaced row takes the older content, and gives
+    its own to the undo, so that this can be undone in turn. A student who is gone is nobody; one who was merged since is
+    whom they were merged into.
     """
     parameters = {
         "undone": base.id if base.undone_by is None else undone.id,

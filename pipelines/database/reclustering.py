@@ -63,9 +63,8 @@ def read_class_state(connection: Connection, class_id: int, model: str) -> Class
     )
 
 
-def state_hash(connection: Connection, class_id: int, model: str, version: str) -> str:
-    """A hash of all that clustering the class by these vectors depends on and changes."""
-    state = read_class_state(connection, class_id, model)
+def state_hash(connection: Connection, state: ClassState, class_id: int, model: str, version: str) -> str:
+    """A hash of all that clustering the class by these vectors depends on and changes; state: the class's, as it is."""
     vectors = sql.SQL(
         """SELECT e.crop_id, f.usable, e.created_at::text FROM {} e JOIN face_crops f ON f.id = e.crop_id
         JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id

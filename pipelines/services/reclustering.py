@@ -20,7 +20,7 @@ from pipelines.services.clustering import FaceCropClusteringService
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.decisions import clean_reason
 from pipelines.services.embedding import EmbeddingService
-from pipelines.services.parameters import Id, ModelName, Parameters, SimilarityScale
+from pipelines.services.parameters import Id, Parameters, SimilarityScale
 
 
 class ReclusteringConfig(Parameters):
@@ -34,13 +34,6 @@ class ReclusteringConfig(Parameters):
         default="calibrated",
         description="calibrated: 0.5 is the model's verification threshold; cosine: the plain one.",
     )
-
-
-class PlanReclustering(ReclusteringConfig):
-    """Which class is to be clustered anew, by which model's vectors."""
-
-    class_name: str = Field(description="Name of the class.")
-    embedding_model: ModelName = Field(description="Embedding model whose lineage is meant.")
 
 
 class ApplyReclustering(Parameters):
@@ -137,9 +130,10 @@ class ReclusteringService:
         embedding.embed_missing([crop.id for crop in everyone if crop.clusterable])
         with self.context.database.connection() as connection:
             catalog.lock_class(connection, class_id, self.context.lock_patience_s)
-            state = reclustering.state_hash(connection, class_id, model, embedding.version)
+            before = reclustering.read_class_state(connection, class_id, model)
+            state = reclustering.state_hash(connection, before, class_id, model, embedding.version)
             with connection.transaction(force_rollback=True):
-                changes = self._recluster(connection, class_id, model, config)
+                changes = self._recluster(connection, before, class_id, model, config)
             plan_id = reclustering.insert_plan(
                 connection,
                 class_id=class_id,
@@ -150,7 +144,7 @@ class ReclusteringService:
                 changes=changes.model_dump(),
                 run_id=run_id,
             )
-            return _answer(connection, plan_id)
+            return _answer(connection, plan_id, len(before.crops))
 
     def apply(
         self, plan_id: int, applied_by: str, reason: str | None = None, run_id: str | None = None
@@ -169,20 +163,20 @@ class ReclusteringService:
                     f"Reclustering plan {plan_id} was applied by {plan.applied_by} at {plan.applied_at:%Y-%m-%d %H:%M}."
                 )
             version = self.context.models.version(plan.model)
-            if (plan.version, plan.state) != (
-                version,
-                reclustering.state_hash(connection, class_id, plan.model, version),
-            ):
+            before = reclustering.read_class_state(connection, class_id, plan.model)
+            state = reclustering.state_hash(connection, before, class_id, plan.model, version)
+            if (plan.version, plan.state) != (version, state):
                 raise ConflictError(_moved_on(plan_id))
-            changes = self._recluster(connection, class_id, plan.model, ReclusteringConfig(**plan.parameters))
+            changes = self._recluster(connection, before, class_id, plan.model, ReclusteringConfig(**plan.parameters))
             if changes != Changes(**plan.changes):
                 raise ConflictError(_moved_on(plan_id))
             reclustering.mark_applied(connection, plan_id, applied_by, reason, run_id)
-            return _answer(connection, plan_id)
+            return _answer(connection, plan_id, len(before.crops))
 
-    def _recluster(self, connection: Connection, class_id: int, model: str, config: ReclusteringConfig) -> Changes:
+    def _recluster(
+        self, connection: Connection, before: ClassState, class_id: int, model: str, config: ReclusteringConfig
+    ) -> Changes:
         """Cluster the class anew in this transaction and say what that has changed."""
-        before = reclustering.read_class_state(connection, class_id, model)
         answer = FaceCropClusteringService(
             model,
             config.max_clusters,
@@ -288,14 +282,14 @@ def _moved_on(plan_id: int) -> str:
     )
 
 
-def _answer(connection: Connection, plan_id: int) -> ReclusteringPlan:
+def _answer(connection: Connection, plan_id: int, crops: int) -> ReclusteringPlan:
     plan = reclustering.find_plan(connection, plan_id)
     return ReclusteringPlan(
         plan_id=plan.id,
         class_name=catalog.class_by_id(connection, plan.class_id),
         embedding_model=plan.model,
         parameters=ReclusteringConfig(**plan.parameters),
-        crops=len(reclustering.read_class_state(connection, plan.class_id, plan.model).crops),
+        crops=crops,
         changes=Changes(**plan.changes),
         planned_at=plan.planned_at,
         applied_by=plan.applied_by,
