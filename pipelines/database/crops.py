@@ -215,5 +215,6 @@ def read_embeddings(
     # vector_send) is its dimension, an unused number, and big-endian floats.
     layout = [("fields", ">i2"), ("id_length", ">i4"), ("id", ">i8"), ("vector_length", ">i4")]
     layout += [("dimension", ">i2"), ("unused", ">i2")]
-    rows = np.frombuffer(received[19:-2], dtype=np.dtype([*layout, ("vector", ">f4", (dimension,))]))
+    row = np.dtype([*layout, ("vector", ">f4", (dimension,))])
+    rows = np.frombuffer(received, row, offset=19, count=(len(received) - 19 - 2) // row.itemsize)
     return rows["id"].tolist(), rows["vector"].astype(np.float32)

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from psycopg import Connection, sql
-from psycopg.rows import class_row
+from psycopg.rows import args_row, class_row
 
 from pipelines.database.crops import embeddings_table
 
@@ -27,9 +27,8 @@ class Assignment:
     runner_up_cosine_similarity: float | None = None
 
 
-@dataclass(frozen=True)
-class GalleryCrop:
-    """A crop whose student is known.
+class GalleryCrop(NamedTuple):
+    """A crop whose student is known: a tuple, for a class has thousands, and as objects they took longer than the query.
 
     hidden: a person has said that the student is a visitor. size: pixels of the box's shorter side; sharpness,
     confidence, yaw as in `CropRow`.
@@ -221,13 +220,26 @@ def read_gallery(
 
     A session's own automatic assignments are left out, so that a re-run decides anew instead of agreeing with itself.
     """
-    with connection.cursor(row_factory=class_row(GalleryCrop)) as cursor:
+    with connection.cursor(row_factory=args_row(GalleryCrop)) as cursor:
         return cursor.execute(
-            f"""SELECT f.id AS crop_id, st.id AS student_id, st.provisional, st.hidden, c.student_id IS NOT NULL AS confirmed,
+            f"""SELECT f.id, st.id, st.provisional, st.hidden, c.student_id IS NOT NULL AS confirmed,
                 least(f.width, f.height) AS size, f.sharpness, f.confidence, f.yaw
             FROM {_GALLERY} ORDER BY f.id""",  # noqa: S608 - only a constant is put in
             {"class": class_id, "model": model, "session": without_session},
         ).fetchall()
+
+
+def read_gallery_students(connection: Connection, class_id: int, model: str) -> tuple[dict[int, int], set[int]]:
+    """Whose each crop of the class's gallery is, crop id -> student id, and which of these are visitors.
+
+    Column by column: ten thousand rows, each an object, had Python's garbage collector go through the whole process.
+    """
+    crop_ids, student_ids, visitors = connection.execute(
+        f"""SELECT array_agg(f.id), array_agg(st.id), array_agg(DISTINCT st.id) FILTER (WHERE st.hidden)
+        FROM {_GALLERY}""",  # noqa: S608 - only a constant is put in
+        {"class": class_id, "model": model, "session": None},
+    ).fetchone() or (None, None, None)
+    return dict(zip(crop_ids or [], student_ids or [], strict=True)), set(visitors or [])
 
 
 def portraits_without_embedding(connection: Connection, class_id: int, model: str, version: str) -> list[int]:
@@ -245,15 +257,16 @@ def portraits_without_embedding(connection: Connection, class_id: int, model: st
 
 def nearest_in_gallery(
     connection: Connection, class_id: int, model: str, version: str, crop_id: int, k: int
-) -> list[tuple[int, int, float | None]]:
-    """The k identified crops nearest to one crop, and each student's nearest: (crop, student, cosine similarity).
+) -> list[tuple[int, int, bool, float | None]]:
+    """The identified crops that one crop's decision depends on: (crop, student, whether a visitor, cosine similarity).
 
-    By student, then crop. All crops without a vector come too, with None; of a student whom a person has rejected for
-    this crop there are none. For one crop this is far less to read than all of the gallery's vectors.
+    These are the k nearest of all, the k nearest of those that are no visitors', and everybody's nearest; by student, then
+    crop. All crops without a vector come too, with None; of a student whom a person has rejected for this crop there are
+    none. For one crop this is far less to read than all of the gallery's vectors.
     """
     query = sql.SQL(
         """WITH gallery AS MATERIALIZED (
-            SELECT f.id AS crop_id, st.id AS student_id, (1 - (e.embedding <=> p.embedding))::real AS cosine
+            SELECT f.id AS crop_id, st.id AS student_id, st.hidden, (1 - (e.embedding <=> p.embedding))::real AS cosine
             FROM {gallery}
             LEFT JOIN {vectors} e ON e.crop_id = f.id AND e.version = %(version)s
             LEFT JOIN {vectors} p ON p.crop_id = %(crop)s AND p.version = %(version)s
@@ -261,9 +274,12 @@ def nearest_in_gallery(
                 SELECT 1 FROM rejected_students r WHERE r.crop_id = %(crop)s AND r.student_id = st.id
             )
         ), compared AS (SELECT * FROM gallery WHERE cosine IS NOT NULL)
-        SELECT crop_id, student_id, cosine FROM gallery
+        SELECT crop_id, student_id, hidden, cosine FROM gallery
         WHERE cosine IS NULL
         OR crop_id IN (SELECT crop_id FROM compared ORDER BY cosine DESC, student_id, crop_id LIMIT %(k)s)
+        OR crop_id IN (
+            SELECT crop_id FROM compared WHERE NOT hidden ORDER BY cosine DESC, student_id, crop_id LIMIT %(k)s
+        )
         OR crop_id IN (
             SELECT DISTINCT ON (student_id) crop_id FROM compared ORDER BY student_id, cosine DESC, crop_id
         )

@@ -157,9 +157,9 @@ def candidates_beside_visitors(
     runner-up, tells how clear that is.
     """
     is_visitor = np.isin(gallery_students, list(visitors))
-    students = knn_votes(similarity[:, ~is_visitor], gallery_students[~is_visitor], k, threshold, voting)
     if not is_visitor.any():
-        return students
+        return knn_votes(similarity, gallery_students, k, threshold, voting)
+    students = knn_votes(similarity[:, ~is_visitor], gallery_students[~is_visitor], k, threshold, voting)
     absorbing = knn_votes(similarity[:, is_visitor], gallery_students[is_visitor], 1, threshold, "best")
     return [_beside_visitors(*found, margin) for found in zip(students, absorbing, strict=True)]
 

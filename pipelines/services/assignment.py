@@ -1,4 +1,4 @@
-"""Say who face crops show: the k nearest identified crops of the class vote."""
+"""Say who face crops show: the k nearest crops of the class's students vote; a visitor's face is the visitor's."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from pipelines.database import attendance, catalog, crops, decisions, identities
 from pipelines.database.confirmations import check_confirmations
 from pipelines.database.identities import Assignment, Probe
 from pipelines.errors import ConflictError, PhotoError, UnknownIdError
-from pipelines.faces.assignment import Decision, assign_one_to_one, knn_votes
+from pipelines.faces.assignment import Decision, assign_one_to_one, candidates_beside_visitors
 from pipelines.faces.similarity import calibrated_similarity, cosine_similarity_matrix, distance_for
 from pipelines.resources.database import read_one_state
 from pipelines.resources.embedding.registry import ModelSpec
@@ -195,22 +195,30 @@ class FaceCropAssignmentService:
     def _match(self, table: "_Table", probes: Sequence[Probe], compared: "_Compared") -> dict[int, "_Match"]:
         """What was found for each crop that has a vector."""
         photo_of = {probe.crop_id: probe.image_id for probe in probes}
-        ids, gallery_ids, students, similarity, _ = compared
+        ids, gallery_ids, students, visitors, similarity, _ = compared
         voting: Literal["majority", "best"] = "majority" if self.use_voting else "best"
-        votes = knn_votes(similarity, students, self.k, self._threshold(table.spec), voting)
+        margin = table.spec.review_margin
+        candidates = candidates_beside_visitors(
+            similarity, students, visitors, self.k, self._threshold(table.spec), margin, voting
+        )
         photos = [photo_of[crop_id] for crop_id in ids]
         shown = identities.students_in_photos(table.connection, table.class_id, table.spec.name, set(photos))
-        decided = assign_one_to_one(votes, photos, table.spec.review_margin, shown)
-        columns = _nearest(similarity, self.k)
-        cosines = np.take_along_axis(similarity, columns, axis=1)
+        decided = assign_one_to_one(candidates, photos, margin, shown)
+
+        def nearest_of(similarity: NDArray[np.float32]) -> list[list[Neighbour]]:
+            columns = _nearest(similarity, self.k)
+            cosines = np.take_along_axis(similarity, columns, axis=1)
+            return [
+                table.neighbours(gallery_ids[of_crop[there]], students[of_crop[there]], values[there])
+                for of_crop, values, there in zip(columns, cosines, np.isfinite(cosines), strict=True)
+            ]
+
+        nearest = voters = nearest_of(similarity)
+        if visitors:
+            voters = nearest_of(np.where(np.isin(students, list(visitors)), -np.inf, similarity))
         return {
-            crop_id: _Match(
-                decision,
-                table.neighbours(gallery_ids[of_crop[there]], students[of_crop[there]], values[there]),
-            )
-            for crop_id, decision, of_crop, values, there in zip(
-                ids, decided, columns, cosines, np.isfinite(cosines), strict=True
-            )
+            crop_id: _Match(decision, decision.student in visitors, of_all, of_students)
+            for crop_id, decision, of_all, of_students in zip(ids, decided, nearest, voters, strict=True)
         }
 
     def _threshold(self, spec: ModelSpec) -> float:
@@ -251,22 +259,27 @@ class FaceCropAssignmentService:
             message = "A person has taken the student off this crop: only a person assigns it again."
             return answer.model_copy(update={"status": "needs_review", "message": message})
         if decision.state == "needs_review":
-            close = decision.margin is not None and decision.margin < spec.review_margin
-            runner_up = table.names[decision.runner_up] if decision.runner_up is not None else ""
-            message = f"{runner_up} is nearly as alike." if close else "Another face of the photo is this student."
+            message = "Another face of the photo is this student."
+            if decision.runner_up is not None and decision.margin is not None and decision.margin < spec.review_margin:
+                how = "more" if decision.margin < 0 else "nearly as"
+                message = f"{table.names[decision.runner_up]} is {how} alike."
             return answer.model_copy(update={"message": message})
         return answer
 
     def _confidence(self, match: "_Match", spec: ModelSpec) -> float | None:
-        """How much of the vote the student has: the similarities of the student's votes over the number of all votes."""
+        """How much of the vote the student has: the similarities of the student's votes over the number of all votes.
+
+        A visitor has no vote among students, so there it is the similarity.
+        """
         decision = match.decision
         if decision.student is None or decision.similarity is None:
             return None
-        if not self.use_voting:
+        if match.is_visitor or not self.use_voting:
             return spec.calibrated(decision.similarity)
         threshold = np.float32(self._threshold(spec))  # as the votes were counted; else rounding could leave none
-        votes = [neighbour for neighbour in match.nearest if neighbour.cosine_similarity >= threshold]
-        return sum(vote.similarity for vote in votes if vote.student_id == decision.student) / len(votes)
+        votes = [neighbour for neighbour in match.voters if neighbour.cosine_similarity >= threshold]
+        # None, where a visitor's face is nearly a student's whom it is not alike enough to.
+        return sum(vote.similarity for vote in votes if vote.student_id == decision.student) / max(1, len(votes))
 
     def _summary(self, answers: Sequence[AssignmentAnswer], spec: ModelSpec, auto_commit: bool) -> dict[str, Any]:
         def count(status: AssignmentStatus) -> int:
@@ -297,10 +310,12 @@ def _already_assigned(connection: Connection, class_id: int, crop_id: int, model
 
 @dataclass(frozen=True)
 class _Match:
-    """What was decided about one crop, and its k nearest identified crops."""
+    """What was decided about one crop, its k nearest identified crops, and its k nearest of students (no visitors)."""
 
     decision: Decision
+    is_visitor: bool
     nearest: list[Neighbour]
+    voters: list[Neighbour]
 
     def assignment(self, crop_id: int, spec: ModelSpec) -> Assignment:
         """The decision as it is stored."""
@@ -321,13 +336,14 @@ class _Compared(NamedTuple):
     """Crops beside a gallery.
 
     ids: the n crops that have a vector, ascending. gallery_ids, students: (m,), a student's crops side by side.
-    similarity: (n, m) float32 cosine similarities, -inf where a person has said that the crop is not the student.
+    visitors: which of the students a person has said to be none. similarity: (n, m) float32 cosine similarities, -inf where a person has said that the crop is not the student.
     bare: crops of both sides without a vector, perhaps with some that have one.
     """
 
     ids: list[int]
     gallery_ids: NDArray[np.int64]
     students: NDArray[np.int64]
+    visitors: set[int]
     similarity: NDArray[np.float32]
     bare: set[int]
 
@@ -349,12 +365,14 @@ class _Table:
     def compare(self, crop_ids: Sequence[int], k: int) -> "_Compared":
         """The crops beside the class's gallery: one crop by a query, many in memory, where a crop costs far less.
 
-        For one crop only those of the gallery are given that k votes and the runner-up depend on.
+        For one crop only those of the gallery are given that its decision depends on.
         """
         if len(crop_ids) == 1:
             return self._compare_by_query(crop_ids[0], k)
-        gallery = identities.read_gallery(self.connection, self.class_id, self.spec.name) if crop_ids else []
-        student_of = {g.crop_id: g.student_id for g in gallery}
+        student_of: dict[int, int] = {}
+        visitors: set[int] = set()
+        if crop_ids:
+            student_of, visitors = identities.read_gallery_students(self.connection, self.class_id, self.spec.name)
         ids, vectors = self.vectors(crop_ids)
         found, gallery_vectors = self.vectors(student_of)
         bare = {*crop_ids, *student_of}.difference(ids, found)
@@ -367,19 +385,20 @@ class _Table:
         row_of = {crop_id: row for row, crop_id in enumerate(ids)}
         for crop_id, student_id in decisions.read_rejected(self.connection, ids):
             similarity[row_of[crop_id], students == student_id] = -np.inf
-        return _Compared(ids, gallery_ids, students, similarity, bare)
+        return _Compared(ids, gallery_ids, students, visitors, similarity, bare)
 
     def _compare_by_query(self, crop_id: int, k: int) -> "_Compared":
         model = self.spec.name
         ids = sorted(crops.crops_with_embedding(self.connection, model, self.version, [crop_id]))
         rows = identities.nearest_in_gallery(self.connection, self.class_id, model, self.version, crop_id, k)
-        compared = [row for row in rows if row[2] is not None]
-        bare = {other for other, _, cosine in rows if cosine is None} if ids else {crop_id, *(row[0] for row in rows)}
+        compared = [row for row in rows if row[3] is not None]
+        bare = {row[0] for row in rows if row[3] is None} if ids else {crop_id, *(row[0] for row in rows)}
         return _Compared(
             ids,
             np.array([row[0] for row in compared], dtype=np.int64),
             np.array([row[1] for row in compared], dtype=np.int64),
-            np.array([[row[2] for row in compared]] * len(ids), dtype=np.float32).reshape(len(ids), len(compared)),
+            {row[1] for row in compared if row[2]},
+            np.array([[row[3] for row in compared]] * len(ids), dtype=np.float32).reshape(len(ids), len(compared)),
             bare,
         )
 

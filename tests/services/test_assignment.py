@@ -14,6 +14,7 @@ from pipelines.resources.embedding.registry import get_spec
 from pipelines.services.assignment import FaceCropAssignmentService, _nearest
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
+from pipelines.services.decisions import DecisionService
 from pipelines.services.session_assignment import AssignmentConfig, SessionAssignmentService
 from pipelines.services.session_clustering import ClusteringConfig, SessionClusteringService
 
@@ -213,6 +214,58 @@ def test_a_close_runner_up_needs_a_review(embedded_class, database, identities_o
     assert identities_of(made) == {(0, "probe"): None}
 
 
+@pytest.mark.parametrize(
+    ("visitor_at", "status", "name", "message"),
+    [
+        (0.97 + 2 * SPEC.review_margin, "assigned", "vic", None),
+        (0.97 + SPEC.review_margin / 2, "needs_review", "ann", "vic is more alike."),
+        (0.97 - SPEC.review_margin / 2, "needs_review", "ann", "vic is nearly as alike."),
+        (0.97 - 2 * SPEC.review_margin, "assigned", "ann", None),
+    ],
+)
+def test_a_face_is_a_visitors_where_that_leads_every_student(
+    embedded_class, database, visitor_at, status, name, message
+):
+    students = embedded_class.enrol("m", "ann", "vic")
+    made = embedded_class.session("m__1", [["probe"], ["other"]])
+    with database.connection() as connection:
+        (ann,), (vic,) = connection.execute("SELECT crop_id FROM confirmed_crops ORDER BY crop_id").fetchall()
+    place(database, embedded_class, made[0, "probe"], at(1.0 - 1e-9))
+    place(database, embedded_class, ann, at(0.97))
+    place(database, embedded_class, vic, at(visitor_at))
+    DecisionService("teacher", context=default_context()).hide(students["vic"])
+
+    single = service().assign_crop(made[0, "probe"], auto_commit=False)
+    assert (single.status, single.student_name, single.message) == (status, name, message)
+    batch = service().assign_session_crops(ids(database, "m__1")[1]).results
+    assert [(a.status, a.student_name, a.message) for a in batch if a.crop_id == made[0, "probe"]] == [
+        (status, name, message)
+    ]
+
+
+def test_visitors_have_no_vote_among_students(embedded_class, database):
+    """However many of a visitor's faces are near, the students' votes are counted among themselves."""
+    students = embedded_class.enrol("m", "ann", "vic")
+    made = embedded_class.session("m__1", [["probe"], *[["vic"]] * 4])
+    with database.connection() as connection:
+        (ann,), (vic,) = connection.execute("SELECT crop_id FROM confirmed_crops ORDER BY crop_id").fetchall()
+    decide = DecisionService("teacher", context=default_context())
+    visits = [crop_id for (_, person), crop_id in made.items() if person == "vic"]
+    decide.assign_crops(visits, students["vic"])
+    place(database, embedded_class, made[0, "probe"], at(1.0 - 1e-9))
+    place(database, embedded_class, ann, at(0.97))
+    for crop_id in (vic, *visits):
+        place(database, embedded_class, crop_id, at(0.97 - 2 * SPEC.review_margin))
+    assert service(k=5).assign_crop(made[0, "probe"], auto_commit=False).student_name == "vic"
+
+    decide.hide(students["vic"])
+    for k in (1, 3, 5):
+        answer = service(k=k).assign_crop(made[0, "probe"], auto_commit=False)
+        assert (answer.status, answer.student_name) == ("assigned", "ann")
+        assert answer.confidence == pytest.approx(answer.similarity), "of one vote, all"
+        assert [n.student_name for n in answer.k_nearest] == ["ann", *["vic"] * (k - 1)]
+
+
 def test_one_photo_does_not_show_a_student_twice(embedded_class, database):
     embedded_class.enrol("m", "ann")
     made = embedded_class.session("m__1", [["ann", "twin"]])
@@ -304,6 +357,7 @@ def test_one_crop_is_judged_as_it_is_in_a_batch(embedded_class, database, k, use
             VALUES (%s, 'not_this_student', %s, %s, 'teacher')""",
             [class_id, made[0, "student 0"], students["student 0"]],
         )
+    DecisionService("teacher", context=default_context()).hide(students["student 1"])
     for threshold in (0, 0.6, 0.93):
         judge = service(k=k, use_voting=use_voting, similarity_threshold=threshold)
         batch = judge.assign_class_crops(class_id, auto_commit=False).results
