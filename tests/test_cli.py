@@ -65,14 +65,34 @@ def test_a_photo_folder_becomes_an_attendance_table_and_a_second_run_adds_nothin
     table = json.loads(attendansee("attendance", "Demo101", "--format", "json").stdout)
     assert sum(s["counts"]["present"] for s in table["sessions"]) == [r["status"] for r in rows].count("present")
 
-    # The UI shows what the command did: a run for each session, and the register of the class.
+    # The UI shows what the command did: a run for each session, one more that assigns again what was decided before the
+    # last session was known, and the register of the class.
     prepare_dagster_home(get_settings())
     with dg.DagsterInstance.get() as instance:
-        for session in table["sessions"]:
-            of_session = {"dagster/partition": f"Demo101__{session['session']}"}
-            runs = instance.get_runs(dg.RunsFilter(tags=of_session, created_after=begin))  # others share the records
-            assert len(runs) == 2
-            assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+        assigned = {"dlib/student_assignments", "dlib/session_attendance"}
+        everything = {"session_images", "face_crops", "dlib/face_embeddings", "dlib/face_clusters", *assigned}
+        first, second, last = (f"Demo101__{session['session']}" for session in table["sessions"])
+        each_time = [
+            (first, everything),
+            (second, everything),
+            (last, everything),
+            (first, assigned),
+            (second, assigned),
+        ]
+        records = instance.get_run_records(  # others share the records
+            dg.RunsFilter(tags={"dagster/partition": [first, second, last]}, created_after=begin), ascending=True
+        )
+        assert {record.dagster_run.status for record in records} == {dg.DagsterRunStatus.SUCCESS}
+        assert [
+            (
+                record.dagster_run.tags["dagster/partition"],
+                {
+                    made.get_dagster_event().asset_key.to_user_string()
+                    for made in instance.all_logs(record.dagster_run.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
+                },
+            )
+            for record in records
+        ] == 2 * each_time
         event = instance.get_latest_materialization_event(dg.AssetKey(["dlib", "class_attendance"]))
         assert event.asset_materialization.metadata["students"].value == 6
 
