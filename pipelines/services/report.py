@@ -77,6 +77,7 @@ def report_html(context: ServiceContext, found: Review, made_at: datetime) -> st
         # For attributes, where no <bdi> can be.
         isolated_names=found.names_in_sentences,
         cells={(cell.student_id, cell.session_id): cell for cell in found.cells},
+        places=found.places,
         sessions={session.session_id: session for session in found.sessions},
         pictures=_pictures(context, found),
         symbols=SYMBOLS,
@@ -126,6 +127,7 @@ def _in_order_of_need(found: Review) -> Iterable[int]:
     for student in found.students:
         order |= dict.fromkeys(student.portrait_ids)
     order |= dict.fromkeys(crop_id for cell in found.cells for crop_id in cell.doubtful_ids)
+    order |= dict.fromkeys(cell.nearest_id for cell in found.cells if cell.nearest_id is not None)
     return order | dict.fromkeys(crop_id for student in found.students for crop_id in student.crop_ids)
 
 

@@ -2,16 +2,16 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import catalog, crops, review
+from pipelines.database import catalog, crops, decisions, review
 from pipelines.database.review import ReviewedFace, ReviewedPhoto, ReviewedStudent
 from pipelines.errors import ParameterError
 from pipelines.faces.similarity import cosine_similarity_matrix
@@ -99,6 +99,11 @@ class Photo(BaseModel):
     searched: bool = Field(description="Whether it was searched for faces.")
     faces: list[Face]
 
+    @property
+    def file_name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
 
 class SessionReview(BaseModel):
     """A session that is in the register, or has photos that nobody has processed yet.
@@ -158,7 +163,8 @@ class Cell(BaseModel):
     """A student in a session: the status, and what it rests on.
 
     by_photos: what the photos alone say. crop_ids: faces that show the student; doubtful_ids: faces that may (they are in
-    doubt, and the student is the candidate or the runner-up). risk: the probability that an automatic "present" is
+    doubt, and the student is the candidate or the runner-up). nearest_id: where the photos say "absent", the face that was
+    compared with the student and came nearest, as far as stored. risk: the probability that an automatic "present" is
     somebody else, by its surest face, for faces of one person in one session are no independent witnesses; None for all
     other cells, and where no similarity is known. why: plain sentences.
     """
@@ -170,6 +176,7 @@ class Cell(BaseModel):
     mark: Mark | None
     crop_ids: list[int]
     doubtful_ids: list[int]
+    nearest_id: int | None = None
     risk: float | None
     why: list[str]
 
@@ -244,6 +251,12 @@ class Review(BaseModel):
         """The students' names by id, see `isolated`."""
         return {student_id: isolated(name) for student_id, name in self.names().items()}
 
+    @cached_property
+    def places(self) -> dict[int, tuple[Photo, int]]:
+        """The photo of each crop that is not elsewhere, and which of its faces it is, counted from 1 at the left."""
+        photos = (*self.portraits, *(photo for session in self.sessions for photo in session.photos))
+        return {face.crop_id: (photo, number) for photo in photos for number, face in enumerate(photo.faces, start=1)}
+
 
 def read_review(
     context: ServiceContext,
@@ -272,6 +285,14 @@ def read_review(
             )
         model = model or catalog.active_model(connection, class_name) or context.settings.model
         return _Reader(connection, context, class_id, class_name, model, session_name, alone).review()
+
+
+class _Likeness(NamedTuple):
+    """How like an unknown person a named student is, and what speaks against that they are one."""
+
+    student_id: int
+    cosine_similarity: float
+    obstacle: Literal["rejected", "beside"] | None
 
 
 class _Reader:
@@ -319,6 +340,10 @@ class _Reader:
         self.asked = {session_id for session_id, (name, _) in self.sessions.items() if only_session in (None, name)}
         self.showing: dict[tuple[int, int], list[Face]] = defaultdict(list)
         self.doubted: dict[tuple[int, int], list[Face]] = defaultdict(list)
+        self.nearest: dict[tuple[int, int], Face] = {}  # of the faces that have the student as runner-up
+        for face in sorted(self.faces.values(), key=lambda face: (face.runner_up_similarity or 0, -face.crop_id)):
+            if face.runner_up_id is not None and face.runner_up_similarity is not None:
+                self.nearest[face.runner_up_id, face.session_id] = face
         for face in self.faces.values():
             if face.student_id is not None and face.state not in ("unsure", "not_a_face"):
                 self.showing[face.student_id, face.session_id].append(face)
@@ -327,6 +352,25 @@ class _Reader:
                     self.doubted[student_id, face.session_id].append(face)  # type: ignore[index]
 
         self.shown = {student_id for student_id, _ in self.showing}
+        self.said_visitors = self._said_visitors()
+        self.likenesses: dict[int, list[_Likeness]] = {}  # of unknown people, once they are asked about
+        self.why_unknown: dict[int, list[str]] = {}  # the same in each session
+
+    def _said_visitors(self) -> dict[int, Decider]:
+        """Who has said that a student is a visitor, by the visitor's id."""
+        said = {s.id: decisions.hidden_by(self.connection, s.id) for s in self.people.values() if s.hidden}
+        ids = {student_id: decision_id for student_id, decision_id in said.items() if decision_id is not None}
+        log = decisions.read_logged(self.connection, self.class_id, list(ids.values())) if ids else {}
+        return {
+            student_id: Decider(
+                by="person",
+                name=log[decision_id]["decided_by"],
+                at=log[decision_id]["decided_at"],
+                decision_id=decision_id,
+                reason=log[decision_id]["reason"],
+            )
+            for student_id, decision_id in ids.items()
+        }
 
     def review(self) -> Review:
         """All of it."""
@@ -439,6 +483,10 @@ class _Reader:
         candidate = any(face.student_id == student_id for face in doubted)
         said = self.register.marks.get((self.people[student_id].name, self.sessions[session_id][0]))
         risks = [face.risk for face in showing if face.risk is not None]
+        by_photos: Literal["present", "absent", "unsure"] = (
+            "present" if showing else "unsure" if candidate else "absent"
+        )
+        nearest = self.nearest.get(place) if by_photos == "absent" else None
         mark = None
         if said is not None:
             mark = Mark(
@@ -448,10 +496,11 @@ class _Reader:
             student_id=student_id,
             session_id=session_id,
             status=status,  # type: ignore[arg-type]
-            by_photos="present" if showing else "unsure" if candidate else "absent",
+            by_photos=by_photos,
             mark=mark,
             crop_ids=[face.crop_id for face in showing],
             doubtful_ids=[face.crop_id for face in doubted],
+            nearest_id=nearest.crop_id if nearest else None,
             risk=min(risks, default=None) if status == "present" and said is None else None,
             why=[],
         )
@@ -471,10 +520,12 @@ class _Reader:
                 f"{isolated(cell.mark.decided_by)} set “{cell.status}” by hand on {cell.mark.decided_at:%Y-%m-%d}{note}; "
                 f"no run changes that. The photos alone say “{cell.by_photos}”."
             )
-        if cell.status == "visitor":
-            sentences.append(f"A person has said that {name} is a visitor, who is in no register.")
+        if person.hidden:
+            sentences.append(_said(self.said_visitors.get(person.id), f"{name} is a visitor"))
+            sentences.append("A visitor is in no register.")
         if showing:
-            who = "one unknown person, whom nobody has named yet" if person.provisional else name
+            nameless = person.provisional and not person.hidden
+            who = "one unknown person, whom nobody has named yet" if nameless else name
             sentences.append(
                 f"{_many(len(showing), 'face')} in {shown_in} of {_many(len(photos), 'photo')} "
                 f"{'shows' if len(showing) == 1 else 'show'} {who}."
@@ -486,27 +537,82 @@ class _Reader:
             sentences.append(
                 f"None of the {_many(faces, 'face')} in {_many(len(photos), 'photo')} was taken for {name}."
             )
-            unknown = sum(face.state == "unknown" for photo in photos for face in photo.faces)
-            if unknown:
-                sentences.append(
-                    f"{_many(unknown, 'face')} of this session {'shows' if unknown == 1 else 'show'} nobody known."
-                )
-            if person.id not in self.shown:
-                sentences.append(
-                    f"No face of {name} is known yet, so that no photo can show them: add a portrait or name a face."
-                )
+            sentences += self._why_absent(cell, name, [face for photo in photos for face in photo.faces])
         candidates = [face for face in doubted if face.student_id == cell.student_id]
         if candidates:
             sentences.append(f"{_many(len(candidates), 'face')} may be {name}, in doubt.")
         if second := len(doubted) - len(candidates):
             verb = "has" if second == 1 else "have"
-            sentences.append(f"{_many(second, 'face')} in doubt {verb} {name} as the second candidate.")
+            sentences.append(f"{_many(second, 'face')} in doubt {verb} {name} as the second likest.")
         refused = len(self.photos.get(cell.session_id, [])) - len(photos)
         if refused and cell.by_photos != "present":
             sentences.append(f"{_many(refused, 'photo')} of this session cannot be used.")
+        if person.provisional and not person.hidden:
+            if person.id not in self.why_unknown:
+                self.why_unknown[person.id] = [*self._why_unknown(person.id)]
+            sentences += self.why_unknown[person.id]
         if cell.risk:
             sentences.append(f"By the similarities alone it is somebody else with a probability of {cell.risk:.1%}.")
         return sentences
+
+    def _why_absent(self, cell: Cell, name: str, faces: Sequence[Face]) -> Iterator[str]:
+        if cell.student_id not in self.shown:
+            yield f"No face of {name} is known yet, so that no photo can show them: add a portrait or name a face."
+        elif cell.nearest_id is None:
+            compared = sum(face.decider is not None and face.decider.by == "knn" for face in faces)
+            yield (
+                f"Of the {_many(compared, 'face')} that a run has compared with the known faces, none has {name} as its "
+                "likest or second likest."
+            )
+        else:
+            face = self.faces[cell.nearest_id]
+            (photo,) = [photo for photo in self.photos[cell.session_id] if photo.image_id == face.image_id]
+            who = isolated(self.people[face.student_id].name) if face.student_id is not None else None
+            became = "It shows nobody known." if who is None else f"It was taken for {who}."
+            if face.state == "unsure":
+                became = f"It is in doubt whether it shows {who}."
+            number = [other.crop_id for other in photo.faces].index(face.crop_id) + 1
+            yield (
+                f"Nearest to {name} came face {number} from the left in {photo.file_name}: similarity "
+                f"{_beside_limit(face.runner_up_similarity or 0, self.threshold)}. {became}"
+            )
+        for unknown_id, likenesses in self.likenesses.items():
+            if (unknown_id, cell.session_id) not in self.showing:
+                continue
+            likest = next((likeness for likeness in likenesses if likeness.obstacle is None), None)
+            if likest and likest.student_id == cell.student_id:
+                similarity = self.spec.calibrated(likest.cosine_similarity)
+                yield (
+                    f"The unknown person {isolated(self.people[unknown_id].name)} is most like {name}: similarity "
+                    f"{_beside_limit(similarity, self.threshold)}."
+                )
+        if rejected := sum(cell.student_id in face.rejected_ids for face in faces):
+            they_are = "it is" if rejected == 1 else "they are"
+            yield f"A person has said of {_many(rejected, 'face')} that {they_are} not {name}."
+        if nobody := sum(f.student_id is None and f.decider is not None and f.decider.by == "person" for f in faces):
+            yield f"A person has said of {_many(nobody, 'face')}: nobody of the class, or no face."
+        if unknown := sum(face.state == "unknown" for face in faces):
+            yield f"{_many(unknown, 'face')} of this session {'shows' if unknown == 1 else 'show'} nobody known."
+
+    def _why_unknown(self, student_id: int) -> Iterator[str]:
+        """Why an unknown person is none of the named students: who comes nearest now, and what speaks against it."""
+        for likeness in self.likenesses.get(student_id, []):
+            name = isolated(self.people[likeness.student_id].name)
+            similarity = self.spec.calibrated(likeness.cosine_similarity)
+            if likeness.obstacle is None:
+                yield f"Of the named students {name} is likest now: similarity {_beside_limit(similarity, self.threshold)}."
+                if similarity >= self.threshold:
+                    yield (
+                        "That is by the nearest single face; the run has compared with what a student's faces have in "
+                        "common, as far as it knew them then. The question about this person settles it."
+                    )
+                return
+            if similarity >= self.threshold:
+                against = {
+                    "rejected": f"a person has said that it is not {name}",
+                    "beside": f"a photo shows {name} beside this person",
+                }[likeness.obstacle]
+                yield f"{name} is as like (similarity {_beside_limit(similarity, self.threshold)}), but {against}."
 
     def _students(self, cells: Sequence[Cell]) -> list[StudentReview]:
         """Who is in the register, and whom a face of this lineage shows or may show."""
@@ -520,9 +626,12 @@ class _Reader:
         statuses: dict[int, list[str]] = defaultdict(list)
         for cell in cells:
             statuses[cell.student_id].append(cell.status)
+        faces_of: dict[int, list[Face]] = defaultdict(list)
+        for (student_id, _), faces in self.showing.items():
+            faces_of[student_id] += faces
         found = []
         for person in listed:
-            of_person = [face for (student, _), faces in self.showing.items() if student == person.id for face in faces]
+            of_person = faces_of[person.id]
             portraits = [face.crop_id for face in of_person if face.crop_id in self.portrait_faces]
             counted = [status for status in statuses[person.id] if status in ("present", "absent", "unsure")]
             found.append(
@@ -609,17 +718,17 @@ class _Reader:
             for student in known.values()
             if student.kind == "unknown" and any(map(self._is_asked, student.crop_ids))
         ]
-        ids = [student.student_id for student in unknown]
-        proposals = {} if self.alone else self._proposals(ids, known)
+        if not self.alone:
+            self.likenesses = self._likenesses([student.student_id for student in unknown], known)
         return [
             Question(
                 key=f"who-{student.student_id}",
                 kind="who",
-                text=f"Who is this person, seen in {_many(len(sessions), 'session')}?",
+                text=f"Who is this person, seen in {_many(len(sessions), 'session')}: a student, somebody new, or a visitor?",
                 session_id=None,
                 student_id=student.student_id,
                 crop_ids=student.crop_ids,
-                candidates=proposals.get(student.student_id, []),
+                candidates=self._proposals(student.student_id, known),
                 cells=[
                     (student.student_id, session_id)
                     for session_id in sessions
@@ -630,10 +739,23 @@ class _Reader:
             for sessions in [sorted({self.faces[crop_id].session_id for crop_id in student.crop_ids})]
         ]
 
-    def _proposals(self, unknown: Sequence[int], known: Mapping[int, StudentReview]) -> dict[int, list[Candidate]]:
-        """The named students who are most like each unknown person: the mean of their vectors with the nearest crop.
+    def _proposals(self, unknown: int, known: Mapping[int, StudentReview]) -> list[Candidate]:
+        """The named students who are most like an unknown person; nobody whom anything speaks against, however alike."""
+        possible = [likeness for likeness in self.likenesses.get(unknown, []) if likeness.obstacle is None]
+        return [
+            Candidate(
+                student_id=likeness.student_id,
+                similarity=self.spec.calibrated(likeness.cosine_similarity),
+                crop_ids=[*known[likeness.student_id].portrait_ids, *known[likeness.student_id].crop_ids][:3],
+            )
+            for likeness in possible[:_PROPOSALS]
+        ]
 
-        Nobody whom a photo shows beside the unknown person is proposed, however alike.
+    def _likenesses(self, unknown: Sequence[int], known: Mapping[int, StudentReview]) -> dict[int, list[_Likeness]]:
+        """The named students for each unknown person, the likest first: the mean of their vectors with the nearest crop.
+
+        What speaks against one: a person has said that a crop does not show them, or a photo shows them beside the unknown
+        person.
         """
         named = {
             crop_id: student
@@ -656,7 +778,7 @@ class _Reader:
         for face in self.faces.values():
             if face.student_id is not None and face.state == "sure":
                 shown_in[face.image_id].add(face.student_id)
-        found = {}
+        found: dict[int, list[_Likeness]] = {}
         for student_id in unknown:
             of_person = [crop_id for crop_id in known[student_id].crop_ids if crop_id in place]
             if not of_person or not gallery:
@@ -664,18 +786,15 @@ class _Reader:
             mean = vectors[[place[crop_id] for crop_id in of_person]].mean(axis=0, keepdims=True)
             similarity = cosine_similarity_matrix(mean, compared)[0]
             rejected = {student for crop_id in of_person for student in self.faces[crop_id].rejected_ids}
-            rejected |= {student for crop_id in of_person for student in shown_in[self.faces[crop_id].image_id]}
+            beside = {student for crop_id in of_person for student in shown_in[self.faces[crop_id].image_id]}
             nearest = np.full(len(students), -np.inf, similarity.dtype)
             np.maximum.at(nearest, of_student, similarity)
-            order = np.argsort(-nearest, kind="stable").tolist()
-            likest = [(int(students[row]), float(nearest[row])) for row in order if students[row] not in rejected]
             found[student_id] = [
-                Candidate(
-                    student_id=student,
-                    similarity=self.spec.calibrated(cosine),
-                    crop_ids=[*known[student].portrait_ids, *known[student].crop_ids][:3],
+                _Likeness(
+                    student, cosine, "rejected" if student in rejected else "beside" if student in beside else None
                 )
-                for student, cosine in likest[:_PROPOSALS]
+                for row in np.argsort(-nearest, kind="stable").tolist()
+                for student, cosine in [(int(students[row]), float(nearest[row]))]
             ]
         return found
 
@@ -691,62 +810,109 @@ def settled_by_which(cell: Cell | None, similarity: float | None, threshold: flo
 
 
 def explain_face(found: Review, face: Face) -> str:
-    """Why a face shows whom it shows, in one or two plain sentences."""
-    names = found.names_in_sentences
-    who = names.get(face.student_id or 0, "somebody else")
+    """Why a face shows whom it shows, in a few plain sentences."""
     if face.decider is None:
         return "This model has not looked at the face yet."
+    who = found.names_in_sentences.get(face.student_id or 0, "somebody else")
     if face.decider.by == "person":
         return _by_person(face, who)
-    rival = ""
-    if face.runner_up_id in names and face.runner_up_similarity is not None:
-        rival = f"{names[face.runner_up_id]} {face.runner_up_similarity:.2f}"
-    run = f" Run {face.decider.run_id[:8]}" if face.decider.run_id else " Decided"
-    when = f"{run} on {face.decider.at:%Y-%m-%d}." if face.decider.at else ""
-    not_them = [names[student_id] for student_id in face.rejected_ids if student_id in names]
-    rejected = f" A person has said that it is not {' nor '.join(not_them)}." if not_them else ""
-    if face.state == "not_a_face":
-        return f"No face.{when}"
     if face.student_id is None:
-        nearest = f"; the likest is {rival}" if rival else ""
-        poor = f" It is poor to see ({', '.join(face.unusable_reasons)})." if face.unusable_reasons else ""
-        return f"No known face is near enough{nearest} ({found.threshold:.2f} is needed).{poor}{rejected}{when}"
-    if face.decider.by == "cluster":
-        like = "" if face.similarity is None else f", mean similarity {face.similarity:.2f}"
-        doubt = " In doubt: the same photo shows another face of that person." if face.state == "unsure" else ""
-        return f"Grouped with other faces of {who}{like}.{doubt}{rejected}{when}"
-    compared = "Compared with the known faces"
-    if face.similarity is not None:
-        compared += f": similarity to {who} {face.similarity:.2f} ({found.threshold:.2f} is needed)"
-    compared += f", runner-up {rival}" if rival else ", no runner-up"
-    lead = f", lead {face.margin:.3f} in cosine similarity" if face.margin is not None else ""
-    doubt = ""
+        sentences = _why_nobody(found, face)
+    elif face.decider.by == "cluster":
+        # Only what is alone in its group has no similarity to the group.
+        others = f"no other face, as {who}"
+        if face.similarity is not None:
+            others = f"other faces of {who}, mean similarity {face.similarity:.2f}"
+        sentences = [f"Grouped with {others}."]
+    else:
+        sentences = [_comparison(found, face, who)]
     if face.state == "unsure":
-        narrow = face.margin is not None and face.margin < found.review_margin
-        doubt = (
-            f" In doubt: a lead of {found.review_margin:.3f} is needed."
-            if narrow
-            else f" In doubt: another face fits {who} as well or better, or a visitor or a person's word stands against it."
-        )
-    return f"{compared}{lead}.{doubt}{rejected}{when}"
+        sentences.append(f"In doubt: {_why_in_doubt(found, face, who)}.")
+    rejected = [found.names_in_sentences[s] for s in face.rejected_ids if s in found.names_in_sentences]
+    if rejected:
+        sentences.append(f"A person has said that it is not {' nor '.join(rejected)}.")
+    if face.decider.at:
+        # A rejection leaves the run's name, but none of what it found; a doubt that a person's word makes leaves both.
+        found_something = face.cosine_similarity is not None or face.runner_up_id is not None or not face.rejected_ids
+        of_run = face.decider.run_id if found_something else None
+        run = f"Decided by run {of_run[:8]}, unchanged" if of_run else "Unchanged"
+        sentences.append(f"{run} since {face.decider.at:%Y-%m-%d}.")
+    return " ".join(sentences)
+
+
+def _comparison(found: Review, face: Face, who: str) -> str:
+    names = found.names_in_sentences
+    text = "Compared with the known faces"
+    if face.similarity is not None:
+        text += f": similarity to {who} {_beside_limit(face.similarity, found.threshold)}"
+    if face.runner_up_id not in names or face.runner_up_similarity is None:
+        return f"{text}; there is no second likest."
+    order = "more alike is" if face.margin is not None and face.margin < 0 else "second likest is"
+    text += f"; {order} {names[face.runner_up_id]}, {face.runner_up_similarity:.2f}"
+    if face.margin is not None and face.margin >= 0:
+        text += f"; the lead is {_beside_limit(face.margin, found.review_margin, 3)}"
+    return f"{text}."
+
+
+def _why_nobody(found: Review, face: Face) -> list[str]:
+    """Why a face that nobody has spoken about shows nobody: above all, why not the likest student, where alike enough."""
+    poor = [f"It is poor to see ({', '.join(face.unusable_reasons)})."] if face.unusable_reasons else []
+    name = found.names_in_sentences.get(face.runner_up_id or 0)
+    if name is None or face.runner_up_similarity is None:
+        whom = "anybody else" if face.rejected_ids else "a known face"
+        return [f"No comparison with {whom} is stored.", *poor]
+    similarity = _beside_limit(face.runner_up_similarity, found.threshold)
+    if face.runner_up_similarity < found.threshold:
+        return [f"No known face is near enough; the likest is {name}: similarity {similarity}.", *poor]
+    but = "the run that decided asked for more; the next one decides by what is needed now"
+    if other := _other_face_of(found, face, face.runner_up_id):
+        but = f"{other} shows {name} already, and nobody is twice in a photo"
+    return [f"The likest is {name}: similarity {similarity}. That is enough, but {but}.", *poor]
+
+
+def _why_in_doubt(found: Review, face: Face, who: str) -> str:
+    if other := _other_face_of(found, face, face.student_id):
+        return f"{other} shows {who} already, and nobody is twice in a photo"
+    rival = found.names_in_sentences.get(face.runner_up_id or 0)
+    if rival is not None and face.margin is not None and face.margin < 0:
+        if other := _other_face_of(found, face, face.runner_up_id):
+            return f"{other} shows {rival} already, and {who} is the likest of the others"
+        return f"it may be {rival}, who is more alike"
+    if face.margin is not None and face.margin < found.review_margin:
+        return "the lead is too small"
+    if face.decider is not None and face.decider.by == "cluster":
+        return "the group may hold more than one person"
+    return (
+        f"when it was decided another face, of this photo or of one that the run took for the same person, was {who}, or a "
+        "larger lead was needed"
+    )
+
+
+def _other_face_of(found: Review, face: Face, student_id: int | None) -> str | None:
+    """Which other face of the photo shows a student, in words; None where none does."""
+    if face.crop_id not in found.places or student_id is None:
+        return None
+    photo, _ = found.places[face.crop_id]
+    for number, other in enumerate(photo.faces, start=1):
+        if other.crop_id != face.crop_id and other.student_id == student_id and other.state != "unsure":
+            return f"face {number} from the left in the photo"
+    return None
 
 
 def _by_person(face: Face, who: str) -> str:
     decider = face.decider
     assert decider is not None, "asked for faces with one only"
     if decider.name == "enrolment":
-        return f"The portrait of {who}."
-    by = isolated(decider.name) if decider.name else "A person"
-    said = {
-        "not_a_face": "that this is no face",
-        "unknown": f"that this is {who}" if face.student_id else "that this is nobody of the class",
-        "visitor": f"that this is {who}, a visitor",
-    }.get(face.state, f"that this is {who}")
-    when = f" on {decider.at:%Y-%m-%d}" if decider.at else ""
-    why = f": {decider.reason}" if decider.reason else ""
-    return f"{by} said{when} {said}{why}."
+        return f"The portrait of {who}, by the name of its file."
+    what = {
+        "not_a_face": "this is no face",
+        "unknown": f"this is {who}" if face.student_id else "this is nobody of the class",
+        "visitor": f"this is {who}, a visitor",
+    }.get(face.state, f"this is {who}")
+    return _said(decider, what)
 
 
+@lru_cache(maxsize=10_000)  # a review of a hundred sessions asks 100,000 times about its hundred names
 def isolated(name: str) -> str:
     """The name for use in a sentence: one that is written from right to left between Unicode's isolates (UAX #9)."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in name):
@@ -782,6 +948,21 @@ def _photo(photo: ReviewedPhoto, faces: list[Face]) -> Photo:
 def _odds(probability: float) -> float:
     limited = min(max(probability, 1e-6), 1 - 1e-6)
     return limited / (1 - limited)
+
+
+def _said(decider: Decider | None, what: str) -> str:
+    """A person's word in a sentence: who has said it, when, and why; of None that somebody has."""
+    by = isolated(decider.name) if decider and decider.name else "A person"
+    when = f" on {decider.at:%Y-%m-%d}" if decider and decider.at else ""
+    why = f": {decider.reason}" if decider and decider.reason else ""
+    return f"{by} said{when} that {what}{why}."
+
+
+def _beside_limit(value: float, limit: float, digits: int = 2) -> str:
+    """A figure and what is needed, with as many digits, up to six, as tell the two apart."""
+    while digits < 6 and value != limit and f"{value:.{digits}f}" == f"{limit:.{digits}f}":
+        digits += 1
+    return f"{value:.{digits}f} ({limit:.{digits}f} is needed)"
 
 
 def _many(count: int, thing: str) -> str:

@@ -185,7 +185,65 @@ def test_every_cell_links_to_its_evidence_in_words(school):
         assert cell.status in evidence
         for sentence in cell.why:
             assert sentence.replace("\u2068", "").replace("\u2069", "") in evidence
-        assert evidence.count("Compared with the known faces") + evidence.count("Grouped with") == len(cell.crop_ids)
+        nearest = [] if cell.nearest_id is None else [cell.nearest_id]
+        explained = evidence.count("Compared with the known faces") + evidence.count("Grouped with")
+        assert explained == len(cell.crop_ids + nearest)
+        assert ("Nearest: " in evidence) == bool(nearest)
+    assert any(cell.nearest_id is not None for cell in review.cells)
+
+
+def test_every_cell_of_the_register_can_be_gone_back_to(school):
+    _, review = school()
+    _, page = page_of(school)
+    back = [a["href"] for a, t in page.all("a") if t == "↑ back to the cell"]
+    assert back == [
+        f"#r{c.student_id}-{c.session_id}"
+        for s in review.students
+        for c in review.cells
+        if c.student_id == s.student_id
+    ]
+    cells = [f"#{a['id']}" for a, t in page.all("a") if ": why," in t]
+    assert sorted(back) == sorted(cells)
+
+
+def test_a_key_stops_at_what_leads_somewhere_else_once(school):
+    """The frames in photos lead to evidence that the register leads to as well: they are for the pointer."""
+    _, review = school()
+    _, page = page_of(school)
+    stops = [a for tag, a, _ in page.elements if (tag == "a" or "tabindex" in a) and a.get("tabindex") != "-1"]
+    evidence = sum(len(c.crop_ids) + len(c.doubtful_ids) + (c.nearest_id is not None) for c in review.cells)
+    register = len(review.cells) + sum(s.in_register for s in review.students) + len(review.sessions)
+    skips = [a for a in stops if a.get("class") == "skip"]
+    assert len(skips) == 5
+    assert len(stops) <= evidence + register + len(review.cells) + len(skips) + 10
+    headings = [t for _, t in page.all("h4")]
+    assert len([t for t in headings if re.fullmatch(r"[01].jpg: [0-9] faces?", t)]) == 3
+    assert any(t.startswith(f"{RTL}, 2026-09-07: ✓ present") for t in headings)
+
+
+def test_students_unknown_people_and_visitors_are_counted_apart(school):
+    _, page = page_of(school)
+    (header,) = [t for _, t in page.all("header")]
+    assert "3 students and 1 unknown person in 2 sessions." in header
+    _, review = school()
+    DecisionService("ann").hide(next(s.student_id for s in review.students if s.kind == "unknown"))
+    _, page = page_of(school)
+    (header,) = [t for _, t in page.all("header")]
+    assert "3 students in 2 sessions; 1 visitor, in no register." in header
+    (back,) = [a["href"] for a, t in page.all("a") if t == "↑ visitors"]
+    assert [t for a, t in page.all("a") if a.get("id") == back[1:]]
+
+
+def test_the_words_of_the_sentences_are_explained(school):
+    _, page = page_of(school)
+    terms = {t for _, t in page.all("dt")}
+    assert terms >= {
+        *("Similarity", "Needed (threshold)", "Second likest (runner-up)", "Lead (margin)", "Compared together"),
+        *("Grouped (cluster)", "Run", "Unknown person", "Visitor"),
+    }
+    for _, text in page.all("article"):
+        assert "runner-up" not in text
+        assert "cosine" not in text
 
 
 def test_states_are_told_apart_without_colours(school, database):
@@ -410,7 +468,21 @@ def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, tmp_path
         link = page.locator(f'a[href="#c{cell.student_id}-{cell.session_id}"]').first
         link.focus()
         page.keyboard.press("Enter")
-        assert page.locator(":target").inner_text().startswith("2026-09-07:")
+        assert page.locator(":target").inner_text().startswith(f"{BOLD}, 2026-09-07:")
+
+        # And from there back to the very cell, where the keyboard goes on.
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "↑ back to the cell"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.hash") == f"#c{cell.student_id}-{cell.session_id}"
+
+        # The parts of the report can all be seen on a phone.
+        page.set_viewport_size({"width": 360, "height": 740})
+        for part in page.get_by_role("navigation").get_by_role("link").all():
+            place = part.bounding_box()
+            assert place is not None
+            assert place["x"] >= 0
+            assert place["x"] + place["width"] <= 360
         page.emulate_media(media="print")
         assert not page.get_by_role("navigation").is_visible()
         browser.close()

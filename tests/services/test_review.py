@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.database import catalog, students
+from pipelines.database import catalog, crops, students
 from pipelines.errors import AttendanseeError
 from pipelines.partitions import SessionKey
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
 from pipelines.services.decisions import DecisionService
-from pipelines.services.review import Cell, Face, Question, Review, explain_face, isolated, read_review
+from pipelines.services.review import Cell, Face, Question, Review, _beside_limit, explain_face, isolated, read_review
 
 
 @pytest.fixture
@@ -91,11 +91,183 @@ def test_every_cell_of_the_register_says_why(school):
     assert face.decider is not None
     assert face.decider.by == "knn"
     assert f"similarity to Ada {face.similarity:.2f}" in explain_face(review, face)
-    assert "runner-up" in explain_face(review, face)
+    assert "; second likest is " in explain_face(review, face)
+    assert f"; the lead is {face.margin:.3f} (0.010 is needed)." in explain_face(review, face)
+    assert "In doubt" not in explain_face(review, face)
     absent = cell_of(review, "Cem", "s1")
     assert absent.why[0] == "None of the 5 faces in 2 photos was taken for Cem."
     assert "2 faces of this session show nobody known." in absent.why
     assert cell_of(review, eve(review), "s1").status == "unknown"
+
+
+def nobody(database, crop_id: int, runner_up: int, cosine: float, run_id: str | None = None) -> None:
+    """Let the crop be a face that matched nobody, with this likest student, as a run leaves it."""
+    with database.connection() as connection:
+        connection.execute(
+            """UPDATE assignments SET state = 'no_match', student_id = NULL, decided_by = 'knn', cosine_similarity = NULL,
+            similarity = NULL, runner_up_id = %s, runner_up_cosine_similarity = %s, run_id = %s WHERE crop_id = %s""",
+            [runner_up, cosine, run_id, crop_id],
+        )
+
+
+def test_an_unknown_face_says_why_the_likest_student_was_passed_over(school, database):
+    first, crop_id = school(), school.crops["s1", 0, "Eve"]
+    ada, cem = student_id(first, "Ada"), student_id(first, "Cem")
+
+    def why(runner_up: int, cosine: float) -> str:
+        nobody(database, crop_id, runner_up, cosine, "abcdefgh-1")
+        review = school()
+        return explain_face(review, review.faces()[crop_id])
+
+    (photo,) = [p for p in first.sessions[0].photos if crop_id in {face.crop_id for face in p.faces}]
+    number = [face.crop_id for face in photo.faces].index(school.crops["s1", 0, "Ada"]) + 1
+    beside = why(ada, 0.95)
+    assert beside.startswith("The likest is Ada: similarity ")
+    assert f"That is enough, but face {number} from the left in the photo shows Ada already" in beside
+    assert "poor to see" not in beside
+    assert "Decided by run abcdefgh, unchanged since " in beside
+    alone = why(cem, 0.95)
+    assert "shows Cem already" not in alone
+    assert "That is enough, but the run that decided asked for more" in alone
+    far = why(ada, 0.9)
+    assert far.startswith("No known face is near enough; the likest is Ada: similarity ")
+    assert "That is enough" not in far
+    with database.connection() as connection:
+        connection.execute("UPDATE face_crops SET unusable_reasons = '{too small}' WHERE id = %s", [crop_id])
+    assert "It is poor to see (too small)." in why(ada, 0.9)
+
+
+def test_a_face_without_a_stored_comparison_does_not_say_that_there_was_one(school, database):
+    crop_id = school.crops["s2", 0, "Bob"]
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET run_id = 'abcdefgh-1'")
+    DecisionService("ann").reject(crop_id, student_id(school(), "Bob"))
+    review = school()
+    text = explain_face(review, review.faces()[crop_id])
+    assert text.startswith("No comparison with anybody else is stored. A person has said that it is not Bob. Unchanged")
+    assert "abcdefgh" not in text
+    absent = cell_of(review, "Bob", "s2").why
+    assert "A person has said of 1 face that it is not Bob." in absent
+    assert not any("it is not Cem" in sentence for sentence in cell_of(review, "Cem", "s2").why)
+
+
+def test_an_absent_student_says_who_came_nearest(school, database):
+    first = school()
+    ada, cem = student_id(first, "Ada"), student_id(first, "Cem")
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET runner_up_id = %s WHERE runner_up_id = %s", [ada, cem])
+    review = school()
+    cell = cell_of(review, "Cem", "s1")
+    assert cell.nearest_id is None
+    assert (
+        "Of the 3 faces that a run has compared with the known faces, none has Cem as its likest or second likest."
+        in (cell.why)
+    )
+    nearer, farther = school.crops["s1", 0, "Bob"], school.crops["s1", 0, "Ada"]
+    with database.connection() as connection:
+        for crop_id, cosine in {nearer: 0.9, farther: 0.8}.items():
+            connection.execute(
+                "UPDATE assignments SET runner_up_id = %s, runner_up_cosine_similarity = %s WHERE crop_id = %s",
+                [cem, cosine, crop_id],
+            )
+    review = school()
+    cell = cell_of(review, "Cem", "s1")
+    assert cell.nearest_id == nearer
+    photo, number = review.places[nearer]
+    similarity = review.faces()[nearer].runner_up_similarity
+    assert (
+        f"Nearest to Cem came face {number} from the left in {photo.file_name}: similarity {similarity:.2f} (0.58 is needed). "
+        "It was taken for Bob." in cell.why
+    )
+    assert not any("none has Cem" in sentence for sentence in cell.why)
+    assert cell_of(review, "Ada", "s1").nearest_id is None  # present
+    nobody(database, nearer, cem, 0.9)
+    assert any(sentence.endswith("It shows nobody known.") for sentence in cell_of(school(), "Cem", "s1").why)
+
+
+def test_an_absent_student_says_what_people_said_of_faces(school):
+    assert not any("nobody of the class, or no face" in w for w in cell_of(school(), "Cem", "s1").why)
+    DecisionService("ann").unassign(school.crops["s1", 0, "Ada"])
+    DecisionService("ann").not_a_face([school.crops["s1", 1, "Ada"]])
+    review = school()
+    assert "A person has said of 2 faces: nobody of the class, or no face." in cell_of(review, "Ada", "s1").why
+    assert not any("nobody of the class, or no face" in w for w in cell_of(review, "Cem", "s2").why)
+
+
+def looks_like(database, crop_ids: list[int], other: int) -> None:
+    """Give the crops the vector of another one."""
+    version = default_context().models.version("dlib")
+    with database.connection() as connection:
+        _, vectors = crops.read_embeddings(connection, "dlib", version, [other], 128)
+        crops.write_embeddings(connection, "dlib", version, crop_ids, vectors.repeat(len(crop_ids), axis=0))
+
+
+def test_an_unknown_person_says_which_student_is_likest_and_why_it_is_not_that_one(school, database):
+    first = school()
+    unknown = eve(first)
+    (likest,) = [w for w in cell_of(first, unknown, "s1").why if "likest now" in w]
+    assert "(0.58 is needed)" in likest
+    assert not any("nearest single face" in w for w in cell_of(first, unknown, "s1").why)
+    assert any("likest now" in w for w in cell_of(first, unknown, "s2").why)
+    assert not any("likest now" in w for w in cell_of(first, "Ada", "s1").why)
+    faces = [crop_id for place, crop_id in school.crops.items() if place[2] == "Eve"]
+
+    portrait = {s.name: s.portrait_ids[0] for s in first.students if s.portrait_ids}
+    looks_like(database, faces, portrait["Cem"])
+    review = school()
+    why = cell_of(review, unknown, "s1").why
+    assert any(w.startswith("Of the named students Cem is likest now") for w in why)
+    assert any("by the nearest single face" in w for w in why)
+    assert any(w.startswith(f"The unknown person {unknown} is most like Cem") for w in cell_of(review, "Cem", "s1").why)
+
+    DecisionService("ann").reject(faces[0], student_id(first, "Cem"))
+    why = cell_of(school(), unknown, "s1").why
+    assert any(w.startswith("Cem is as like") and "a person has said that it is not Cem" in w for w in why)
+    assert not any("Of the named students Cem" in w for w in why)
+
+    looks_like(database, faces, portrait["Bob"])
+    why = cell_of(school(), unknown, "s1").why
+    assert any(w.startswith("Bob is as like") and "a photo shows Bob beside this person" in w for w in why)
+
+
+def test_a_doubt_says_what_stands_against_the_student(school, database):
+    crops_, first = school.crops, school()
+    ada, bob = student_id(first, "Ada"), student_id(first, "Bob")
+
+    def why(photo: int, name: str, **changes: object) -> str:
+        crop_id = crops_["s1", photo, name]
+        with database.connection() as connection:
+            columns = ", ".join(f"{column} = %s" for column in changes)
+            connection.execute(
+                f"UPDATE assignments SET state = 'needs_review', {columns} WHERE crop_id = %s",
+                [*changes.values(), crop_id],
+            )
+        review = school()
+        return explain_face(review, review.faces()[crop_id])
+
+    second = why(0, "Bob", student_id=ada, runner_up_cosine_similarity=0.5, cosine_similarity=0.95)
+    assert "In doubt: face " in second
+    assert "shows Ada already, and nobody is twice in a photo." in second
+    more_alike = why(
+        0, "Bob", student_id=bob, runner_up_id=ada, cosine_similarity=0.94, runner_up_cosine_similarity=0.96
+    )
+    assert "; more alike is Ada" in more_alike
+    assert "shows Ada already, and Bob is the likest of the others" in more_alike
+    assert "the lead" not in more_alike
+    alone = why(1, "Ada", student_id=ada, runner_up_id=bob, cosine_similarity=0.94, runner_up_cosine_similarity=0.96)
+    assert "In doubt: it may be Bob, who is more alike." in alone
+    far = why(1, "Ada", student_id=ada, runner_up_id=bob, cosine_similarity=0.98, runner_up_cosine_similarity=0.5)
+    assert "In doubt: when it was decided another face" in far
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_figure_that_falls_short_does_not_look_enough(value, limit):
+    shown, needed = _beside_limit(value, limit).removesuffix(" is needed)").split(" (")
+    assert (float(shown), float(needed)) == pytest.approx((value, limit), abs=0.006)
+    if abs(value - limit) > 2e-6:
+        assert (float(shown) < float(needed)) == (value < limit)
+    assert _beside_limit(0.5796, 0.5813) == "0.580 (0.581 is needed)"
+    assert _beside_limit(0.9, 0.5813) == "0.90 (0.58 is needed)"
 
 
 def test_a_student_without_any_known_face_is_absent_for_that_reason(school, database):
@@ -143,15 +315,19 @@ def test_the_states_of_faces_follow_what_people_say(school, database):
     assert rejected.state == "unknown"
     assert "A person has said that it is not Bob." in explain_face(review, rejected)
     portrait = faces[next(s for s in review.students if s.name == "Ada").portrait_ids[0]]
-    assert explain_face(review, portrait) == "The portrait of Ada."
+    assert explain_face(review, portrait) == "The portrait of Ada, by the name of its file."
 
 
 def test_a_visitor_is_in_no_row_and_counted_apart(school, database):
     first = school()
-    DecisionService("ann").hide(student_id(first, eve(first)))
+    DecisionService("ann").hide(student_id(first, eve(first)), "a guest")
     review = school()
     (visitor,) = [s for s in review.students if s.kind == "visitor"]
     assert not visitor.in_register
+    why = cell_of(review, visitor.name, "s1").why
+    assert any(w.startswith("ann said on ") and w.endswith(f"that {visitor.name} is a visitor: a guest.") for w in why)
+    assert f"2 faces in 2 of 2 photos show {visitor.name}." in why
+    assert not any("visitor" in w for w in cell_of(review, "Ada", "s1").why)
     assert [session.counts["visitor"] for session in review.sessions] == [1, 1]
     assert {review.faces()[c].state for c in visitor.crop_ids} == {"visitor"}
     assert review.questions == []
@@ -173,9 +349,9 @@ def test_faces_of_one_person_in_one_session_are_one_question(school, database):
     assert question.cells == [(student_id(review, name), session_id) for name in ("Ada", "Cem")]
     assert cell_of(review, "Ada", "s1").status == "unsure"
     assert "may be Ada, in doubt" in cell_of(review, "Ada", "s1").why[0]
-    assert any("has Cem as the second" in w or "have Cem as the second" in w for w in cell_of(review, "Cem", "s1").why)
+    assert any("2 faces in doubt have Cem as the second likest." in w for w in cell_of(review, "Cem", "s1").why)
     text = explain_face(review, review.faces()[question.crop_ids[0]])
-    assert "In doubt: a lead of 0.010 is needed." in text
+    assert "; the lead is 0.002 (0.010 is needed). In doubt: the lead is too small." in text
 
 
 def test_two_faces_of_one_photo_are_two_questions(school, database):
@@ -198,6 +374,7 @@ def test_the_question_that_settles_most_cells_comes_first_and_settled_ones_count
     (who, _) = review.questions
     assert who.student_id == student_id(review, eve(review))
     assert len(who.crop_ids) == 3
+    assert who.text == "Who is this person, seen in 2 sessions: a student, somebody new, or a visitor?"
     assert {c.student_id for c in who.candidates} < {student_id(review, n) for n in ("Ada", "Bob", "Cem")}
     DecisionService("ann").rename(who.student_id, "Eve")
     assert school().left == 0
