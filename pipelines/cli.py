@@ -292,7 +292,7 @@ def erase(yes: bool) -> None:
 @plain_errors
 def demo() -> None:
     """Make a sample class from photos that packages ship, process it, and print its attendance."""
-    from pipelines.demo_photos import make_demo_photos
+    from pipelines.demo_photos import CLASS_NAME, make_demo_photos
     from pipelines.instance import prepare_dagster_home
 
     settings = get_settings()
@@ -300,7 +300,11 @@ def demo() -> None:
     photos = settings.home / "demo" / "photos"
     make_demo_photos(photos)
     succeeded = run_photos(settings, str(photos), "dlib")
-    click.echo("\nDagster UI: run `.venv/bin/attendansee up`, then open http://127.0.0.1:3000")
+    click.echo(
+        f"\nCheck and correct it: run `.venv/bin/attendansee review {CLASS_NAME}`, then open the address that it prints."
+        f"\nOne file to read or print: run `.venv/bin/attendansee report {CLASS_NAME}`."
+        "\nDagster UI: run `.venv/bin/attendansee up`, then open http://127.0.0.1:3000"
+    )
     sys.exit(0 if succeeded else 1)
 
 
