@@ -1,8 +1,10 @@
 """A real PostgreSQL with pgvector for the whole test run, and an empty, migrated database for each test that asks."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +14,7 @@ import dagster as dg
 import numpy as np
 import psycopg
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from pipelines.database import catalog, crops, decisions, embedded
 from pipelines.database.migrate import migrate
@@ -84,6 +87,26 @@ def database(template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databas
     get_settings.cache_clear()
     with psycopg.connect(maintenance, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def open_browser() -> Callable[[], AbstractContextManager[Browser]]:
+    """Opens a headless Chromium, to be closed before Dagster runs anything: it wants no event loop of Playwright's."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed to look at pages with")
+
+    @contextmanager
+    def opened() -> Iterator[Browser]:
+        # Everything that would reach for the internet or a GPU is off; Chromium's sandbox refuses to run as root.
+        off = ["gpu", "quic", "background-networking", "component-update", "sync"]
+        options = ["--no-sandbox", "--no-first-run", *(f"--disable-{feature}" for feature in off)]
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=options)
+            yield browser
+            browser.close()
+
+    return opened
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The photos are noise, the faces places in it: what is looked at is who did what,
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import psutil
 import pytest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from PIL import Image
+from playwright.sync_api import Browser, expect
 
 from pipelines.backfill import plan_backfill, unfinished_backfills
 from pipelines.database import catalog, crops, embedded
@@ -47,7 +47,6 @@ FACE_PX = 100
 ATTENDANSEE = [sys.executable, "-c", "from pipelines.cli import main; main()"]
 MODEL = "dlib"
 LINEAGE = [dg.AssetKey([MODEL, stage]) for stage in SESSION_STAGES]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class School:
@@ -408,15 +407,12 @@ def test_the_call_in_the_readme_launches_a_backfill_over_graphql(new: School, up
     assert new.missing() == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
-def test_a_group_is_backfilled_in_the_ui_and_its_partitions_are_all_green(new: School, up: Up, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
-
+def test_a_group_is_backfilled_in_the_ui_and_its_partitions_are_all_green(
+    new: School, up: Up, open_browser: Callable[[], AbstractContextManager[Browser]], tmp_path: Path
+) -> None:
     before = len(new.runs())
     assert set(new.statuses(LINEAGE[-1]).values()) == {None}
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(60_000)
         expect.set_options(timeout=60_000)
@@ -435,6 +431,5 @@ def test_a_group_is_backfilled_in_the_ui_and_its_partitions_are_all_green(new: S
         for state, count in {"Materialized": 6, "Failed": 0, "Materializing": 0, "Missing": 0}.items():
             expect(page.get_by_text(f"{state} ({count})")).to_be_visible()
         page.screenshot(path=tmp_path / "partitions.png")
-        browser.close()
     assert {status for *_, status in new.runs()[before:]} == {"SUCCESS"}
     new.check_complete()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,32 +15,16 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from pipelines.database import embedded
 from pipelines.demo_photos import make_demo_photos
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Everything that would reach for the internet or a GPU is off; Chromium's sandbox refuses to run as root.
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # A page takes 2 to 5 seconds on two cores; the daemon looks at backfills every 30 seconds, twice for two layers.
 PAGE_SECONDS = 60
 BACKFILL_SECONDS = 180
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed to look at the UI with"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 MODELS = ("arcface", "dlib", "facenet", "facenet512")
 STAGES = ("face_embeddings", "face_clusters", "student_assignments", "session_attendance", "class_attendance")
@@ -118,11 +101,9 @@ def is_running(process: psutil.Process) -> bool:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        yield chromium
-        chromium.close()
+def browser(open_browser) -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import re
-import shutil
 from collections.abc import Callable
 from datetime import datetime
 from html.parser import HTMLParser
@@ -25,7 +24,6 @@ from pipelines.services.review import Review, read_review
 
 BOLD, SUM, RTL = "<b>Bob</b> & 'Co\"", "=1+1", "محمد الخوارزمي"
 MADE_AT = datetime(2026, 9, 7, 12, 0)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # The lowest contrast between a text and what is painted behind it, WCAG 2.2, "relative luminance", with the text.
 LOWEST_CONTRAST = """() => {
@@ -429,16 +427,11 @@ def test_the_json_is_the_review(school):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed to look with")
-def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, tmp_path):
-    from playwright.sync_api import sync_playwright
-
+def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, open_browser, tmp_path):
     context, review = school()
     path = tmp_path / "report.html"
     path.write_text(report_html(context, review, MADE_AT))
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 360, "height": 740}, java_script_enabled=True)
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text))
@@ -485,5 +478,4 @@ def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, tmp_path
             assert place["x"] + place["width"] <= 360
         page.emulate_media(media="print")
         assert not page.get_by_role("navigation").is_visible()
-        browser.close()
     assert complaints == []
