@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from psycopg import Connection, sql
+from psycopg import Connection
 from psycopg.rows import class_row, dict_row
 
 from pipelines.errors import UnknownIdError
@@ -27,10 +27,6 @@ AttendanceStatus = Literal["present", "absent", "excused"]
 
 # Who has said what the names of portraits' files say.
 ENROLMENT = "enrolment"
-
-# Columns of an assignment that gives a crop to nobody.
-_NOBODY: str = """state = 'no_match', student_id = NULL, cosine_similarity = NULL, similarity = NULL,
-    runner_up_id = NULL, runner_up_cosine_similarity = NULL, decided_at = now()"""
 
 
 class StudentDecision(NamedTuple):
@@ -163,11 +159,7 @@ def append_decision(
     undoes: int | None = None,
     part_of: int | None = None,
 ) -> int:
-    """Add what a person has said and return its id.
-
-    What the transaction changes of assignments from now on counts as done by it (by the whole where it is a part), and
-    is put back where it is undone.
-    """
+    """Add what a person has said and return its id."""
     row = connection.execute(
         """INSERT INTO decisions (class_id, kind, crop_id, student_id, other_student_id, old_name, new_name, session_id,
             status, undoes, part_of, decided_by, reason, run_id)
@@ -178,8 +170,6 @@ def append_decision(
         ],
     ).fetchone()
     assert row is not None, "RETURNING gives a row"
-    if part_of is None:
-        connection.execute("SELECT set_config('attendansee.decision', %s, true)", [str(row[0])])
     return row[0]
 
 
@@ -271,154 +261,126 @@ def read_logged(connection: Connection, class_id: int, decision_ids: Collection[
     return {row["id"]: row for row in rows}
 
 
-_CONTENT: str = """state, student_id, decided_by, cosine_similarity, similarity, runner_up_id,
-    runner_up_cosine_similarity, run_id, decided_at"""
+def crops_of(connection: Connection, decision_id: int) -> list[int]:
+    """The crops that the decision or its parts are about."""
+    rows = connection.execute(
+        "SELECT crop_id FROM decisions WHERE %s IN (id, part_of) AND crop_id IS NOT NULL ORDER BY id", [decision_id]
+    )
+    return [crop_id for (crop_id,) in rows]
 
 
-def keep_as_displaced(connection: Connection, decision_id: int, model: str, crop_ids: Collection[int]) -> None:
-    """Note what the decision has found of these crops where it left it as it was, for it was right already.
+def follow_what_is_said(
+    connection: Connection, class_id: int, crop_ids: Collection[int] = (), *, elsewhere: bool = False
+) -> None:
+    """Make the assignments, in every lineage, what follows from what runs found and from the decisions in force.
 
-    Without this an earlier decision that says the same, and is undone first, could hand nothing over to it.
+    Of the photos of these crops, elsewhere: of the whole class. These crops get an assignment in the active lineage, too,
+    where a person has said who they show and no run has come to them yet.
+
+    Nothing else counts: not which decisions were made in between and undone, and in which order. What runs found is kept
+    in displaced_assignments where it does not stand; a run that writes an assignment makes that what was found.
+
+    Confirmed crops have their student, unassigned ones nobody; those of whom a person has taken back, or rejected, what
+    was said are open for the next run. Nobody is assigned who was merged, rejected for the crop, or, unless a person has
+    said so, shown by another, more similar face of the photo: that one needs a review, as in a run of the pipeline.
     """
+    parameters = {"class": class_id, "crops": list(crop_ids), "elsewhere": elsewhere}
+    connection.execute("SELECT set_config('attendansee.following', 'on', true)")
     connection.execute(
-        f"""INSERT INTO displaced_assignments (decision_id, crop_id, model, {_CONTENT})
-        SELECT %s, crop_id, model, {_CONTENT} FROM assignments WHERE model = %s AND crop_id = ANY(%s)
-        ON CONFLICT DO NOTHING""",  # noqa: S608 - only a constant is put in
-        [decision_id, model, list(crop_ids)],
-    )
-
-
-def displaced_anew(connection: Connection, base_id: int, undo_id: int) -> None:
-    """Have what the undo has displaced, by which the decision counts again, be what the decision itself displaces."""
-    connection.execute("DELETE FROM displaced_assignments WHERE decision_id = %s", [base_id])
-    connection.execute(
-        f"""INSERT INTO displaced_assignments (decision_id, crop_id, model, {_CONTENT})
-        SELECT %s, crop_id, model, {_CONTENT} FROM displaced_assignments WHERE decision_id = %s""",  # noqa: S608 - as above
-        [base_id, undo_id],
-    )
-
-
-def put_back_displaced(connection: Connection, undone: Decision, base: Decision, undo_id: int) -> None:
-    """Have the assignments count again that the decision `undone` has displaced; the changes are the undo's.
-
-    base: what is taken back, or back in force, by it at last, as it was before the undo; while it is in force, what it
-    has displaced is kept with it, whichever undos of undos there were.
-
-    A row that a run has changed since stays, and one that a run has removed stays away, but for what a person has said.
-    Where a later decision in force has displaced the row too, that one's displaced row takes the older content, and gives
-    its own to the undo, so that this can be undone in turn. A student who is gone is nobody; one who was merged since is
-    whom they were merged into.
-    """
-    parameters = {
-        "undone": base.id if base.undone_by is None else undone.id,
-        "base": base.id,
-        "at": _last_decided_at(connection, base.id, undo_id),
-        "undo": undo_id,
-    }
-    content, values = _CONTENT, ", ".join(f"d.{column.strip()}" for column in _CONTENT.split(","))
-    # Of two later ones the earlier: it has displaced what stands because of the decision.
-    later = """INSERT INTO displaced_later SELECT DISTINCT ON (d.crop_id, d.model) d.crop_id, d.model, l.decision_id AS later
-        FROM displaced_assignments d
-        JOIN displaced_assignments l ON (l.crop_id, l.model) = (d.crop_id, d.model)
-        JOIN decisions_in_force f ON f.id = l.decision_id AND f.id > %(base)s
-        WHERE d.decision_id = %(undone)s ORDER BY d.crop_id, d.model, l.decision_id"""
-    connection.execute("CREATE TEMP TABLE displaced_later (crop_id bigint, model text, later bigint) ON COMMIT DROP")
-    connection.execute(later, parameters)
-    connection.execute(
-        f"""INSERT INTO displaced_assignments (decision_id, crop_id, model, {content})
-        SELECT %(undo)s, d.crop_id, d.model, {values} FROM displaced_assignments d
-        JOIN displaced_later l ON (l.crop_id, l.model, l.later) = (d.crop_id, d.model, d.decision_id)
-        WHERE d.decided_at IS NULL OR d.decided_at <= %(at)s""",  # noqa: S608 - only constants are put in
-        parameters,
-    )
-    connection.execute(
-        f"""UPDATE displaced_assignments t SET ({content}) = ({values})
-        FROM displaced_assignments d JOIN displaced_later l USING (crop_id, model)
-        WHERE d.decision_id = %(undone)s AND (t.crop_id, t.model, t.decision_id) = (d.crop_id, d.model, l.later)
-        AND (t.decided_at IS NULL OR t.decided_at <= %(at)s)""",  # noqa: S608 - only constants are put in
+        """INSERT INTO assignments (crop_id, model, state, decided_by)
+        SELECT w.crop_id, c.active_model, 'no_match', 'knn' FROM latest_words w JOIN classes c ON c.id = w.class_id
+        WHERE w.class_id = %(class)s AND w.crop_id = ANY(%(crops)s) AND c.active_model IS NOT NULL
+        ON CONFLICT DO NOTHING""",
         parameters,
     )
     connection.execute(
         """DELETE FROM assignments a USING displaced_assignments d
-        WHERE d.decision_id = %(undone)s AND d.state IS NULL AND (a.crop_id, a.model) = (d.crop_id, d.model)
-        AND a.decided_at <= %(at)s AND (d.crop_id, d.model) NOT IN (SELECT crop_id, model FROM displaced_later)""",
+        WHERE (d.crop_id, d.model) = (a.crop_id, a.model) AND d.state IS NULL
+        AND NOT EXISTS (SELECT 1 FROM latest_words w WHERE w.crop_id = a.crop_id)
+        AND EXISTS (SELECT 1 FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
+            WHERE f.id = a.crop_id AND s.class_id = %(class)s)""",
         parameters,
     )
-    connection.execute(
-        """INSERT INTO assignments AS a (crop_id, model, state, student_id, decided_by, cosine_similarity, similarity,
-            runner_up_id, runner_up_cosine_similarity, run_id, decided_at)
-        SELECT d.crop_id, d.model, CASE WHEN known THEN d.state ELSE 'no_match' END, coalesce(s.merged_into, s.id),
-            CASE WHEN known THEN d.decided_by ELSE 'knn' END, CASE WHEN known THEN d.cosine_similarity END,
-            CASE WHEN known THEN d.similarity END, coalesce(r.merged_into, r.id),
-            CASE WHEN r.id IS NOT NULL THEN d.runner_up_cosine_similarity END, d.run_id, d.decided_at
-        FROM displaced_assignments d
-        LEFT JOIN students s ON s.id = d.student_id LEFT JOIN students r ON r.id = d.runner_up_id
-        CROSS JOIN LATERAL (SELECT d.state = 'no_match' OR s.id IS NOT NULL AS known) k
-        WHERE d.decision_id = %(undone)s AND d.state IS NOT NULL
-        AND (d.crop_id, d.model) NOT IN (SELECT crop_id, model FROM displaced_later)
-        AND (d.decided_by = 'person'
-            OR EXISTS (SELECT 1 FROM assignments t WHERE (t.crop_id, t.model) = (d.crop_id, d.model))
-            -- An undo has deleted it, for there was none before the decision.
-            OR EXISTS (SELECT 1 FROM displaced_assignments t WHERE t.decision_id = %(base)s AND t.state IS NULL
-                AND (t.crop_id, t.model) = (d.crop_id, d.model)))
-        ON CONFLICT (crop_id, model) DO UPDATE SET
-            state = excluded.state, student_id = excluded.student_id, decided_by = excluded.decided_by,
-            cosine_similarity = excluded.cosine_similarity, similarity = excluded.similarity,
-            runner_up_id = excluded.runner_up_id,
-            runner_up_cosine_similarity = excluded.runner_up_cosine_similarity,
-            run_id = excluded.run_id, decided_at = excluded.decided_at
-        WHERE a.decided_at <= %(at)s""",
-        parameters,
-    )
-    connection.execute("DROP TABLE displaced_later")
+    connection.execute(_FOLLOW, parameters)
+    connection.execute("SELECT set_config('attendansee.following', 'off', true)")
 
 
-def _last_decided_at(connection: Connection, base_id: int, undo_id: int) -> datetime:
-    """When the decision, or the last undo of it or of such an undo before this one, was made."""
-    row = connection.execute(
-        """WITH RECURSIVE chain AS (
-            SELECT id, decided_at FROM decisions WHERE id = %(base)s
-            UNION ALL SELECT d.id, d.decided_at FROM decisions d JOIN chain ON d.undoes = chain.id AND d.id <> %(undo)s
-        ) SELECT max(decided_at) FROM chain""",
-        {"base": base_id, "undo": undo_id},
-    ).fetchone()
-    assert row is not None, "max gives one row"
-    return row[0]
-
-
-def follow_what_is_said(connection: Connection, class_id: int) -> None:
-    """Make every lineage's assignments of the class agree with what people say, and change nothing that does.
-
-    Confirmed crops have their student, unassigned ones nobody; those that a person spoke about before, and nobody does
-    now, are open again. Nobody is assigned who was merged, rejected for the crop, or, unless a person has said so,
-    shown by another face of the photo.
-    """
-    parameters = {"class": class_id}
-    connection.execute(
-        """UPDATE assignments a SET state = 'assigned', student_id = c.student_id, decided_by = 'person',
-            cosine_similarity = 1, similarity = 1, runner_up_id = NULL, runner_up_cosine_similarity = NULL,
-            decided_at = now()
-        FROM confirmed_crops c WHERE c.class_id = %(class)s AND a.crop_id = c.crop_id
-        AND (a.state, a.student_id, a.decided_by) IS DISTINCT FROM ('assigned', c.student_id, 'person')""",
-        parameters,
-    )
-    connection.execute(
-        f"""UPDATE assignments a SET {_NOBODY}, decided_by = 'person'
-        FROM unassigned_crops u WHERE u.class_id = %(class)s AND a.crop_id = u.crop_id
-        AND (a.state, a.decided_by) IS DISTINCT FROM ('no_match', 'person')""",  # noqa: S608 - a constant is put in
-        parameters,
-    )
-    connection.execute(
-        f"""UPDATE assignments a SET {_NOBODY}, decided_by = 'knn'
-        FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
-        WHERE s.class_id = %(class)s AND a.crop_id = f.id AND a.decided_by = 'person'
-        AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.crop_id = f.id AND c.class_id = %(class)s)
-        AND NOT EXISTS (SELECT 1 FROM unassigned_crops u WHERE u.crop_id = f.id AND u.class_id = %(class)s)""",  # noqa: S608 - as above
-        parameters,
-    )
-    merge_assignments(connection, class_id)
-    drop_rejected(connection, class_id)
-    doubt_second_faces(connection, class_id)
+# found: what runs found. verdict: what is to be said of it. Clusters go on remembering students who were merged, who are
+# read as those who were kept: updating them here deadlocked with a run that clustered a session.
+_FOLLOW: str = """
+WITH place AS MATERIALIZED (
+    SELECT f.id AS crop_id, f.image_id
+    FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
+    WHERE s.class_id = %(class)s AND (%(elsewhere)s
+        OR f.image_id IN (SELECT image_id FROM face_crops WHERE id = ANY(%(crops)s)))
+), word AS MATERIALIZED (
+    SELECT crop_id, decision_id, kind, decided_at, run_id FROM latest_words WHERE class_id = %(class)s
+), confirmed AS MATERIALIZED (
+    SELECT crop_id, student_id FROM confirmed_crops WHERE class_id = %(class)s
+), rejected AS MATERIALIZED (
+    SELECT crop_id, student_id FROM rejected_students JOIN place USING (crop_id)
+), found AS (
+    SELECT p.image_id, a.crop_id, a.model, v.*
+    FROM place p JOIN assignments a USING (crop_id)
+    LEFT JOIN displaced_assignments d ON (d.crop_id, d.model) = (a.crop_id, a.model)
+    CROSS JOIN LATERAL (
+        SELECT d.state, d.student_id, d.decided_by, d.cosine_similarity, d.similarity, d.runner_up_id,
+            d.runner_up_cosine_similarity, d.run_id, d.decided_at WHERE d.crop_id IS NOT NULL
+        UNION ALL SELECT a.state, a.student_id, a.decided_by, a.cosine_similarity, a.similarity, a.runner_up_id,
+            a.runner_up_cosine_similarity, a.run_id, a.decided_at WHERE d.crop_id IS NULL
+    ) v
+), judged AS (
+    SELECT f.image_id, f.crop_id, f.model, f.state, f.decided_by, f.cosine_similarity, f.similarity,
+        f.runner_up_cosine_similarity, f.runner_up_id, f.run_id, f.decided_at, s.now AS student_id, c.student_id AS said_id,
+        r.now AS runner_up_now, w.decided_at AS word_at, w.run_id AS word_run_id,
+        -- A run found it as people had said.
+        f.decided_by = 'person' AND s.now IS NOT DISTINCT FROM c.student_id AS said_before,
+        CASE WHEN c.crop_id IS NOT NULL THEN 'confirmed'
+            WHEN w.kind IN ('unassign', 'not_a_face') THEN 'taken off'
+            -- A person's word that another one has rejected, or that is out of force, or somebody who is gone or rejected.
+            WHEN w.crop_id IS NOT NULL OR f.decided_by = 'person' OR (f.state <> 'no_match' AND s.now IS NULL)
+                OR EXISTS (SELECT 1 FROM rejected x WHERE (x.crop_id, x.student_id) = (f.crop_id, s.now)) THEN 'open'
+            ELSE 'found' END AS verdict
+    FROM found f
+    LEFT JOIN confirmed c USING (crop_id) LEFT JOIN word w USING (crop_id)
+    LEFT JOIN LATERAL (SELECT coalesce(merged_into, id) AS now FROM students WHERE id = f.student_id) s ON true
+    LEFT JOIN LATERAL (SELECT coalesce(merged_into, id) AS now FROM students WHERE id = f.runner_up_id) r
+        ON r.now <> s.now IS NOT FALSE
+        AND NOT EXISTS (SELECT 1 FROM rejected x WHERE (x.crop_id, x.student_id) = (f.crop_id, r.now))
+), ranked AS (
+    SELECT j.*, row_number() OVER (
+        PARTITION BY image_id, model, coalesce(said_id, student_id), verdict = 'confirmed' OR
+            (verdict = 'found' AND state = 'assigned')
+        ORDER BY verdict = 'confirmed' DESC, cosine_similarity DESC NULLS LAST, crop_id
+    ) AS place
+    FROM judged j
+), due AS (
+    SELECT crop_id, model, said_id AS student_id, 'assigned' AS state, 'person' AS decided_by,
+        1::real AS cosine_similarity, 1::real AS similarity, NULL::bigint AS runner_up_id,
+        NULL::real AS runner_up_cosine_similarity, CASE WHEN said_before THEN run_id ELSE word_run_id END AS run_id,
+        CASE WHEN said_before THEN decided_at ELSE word_at END AS decided_at
+    FROM ranked WHERE verdict = 'confirmed'
+    UNION ALL SELECT crop_id, model, NULL, 'no_match', 'person', NULL, NULL, NULL, NULL,
+        CASE WHEN said_before THEN run_id ELSE word_run_id END, CASE WHEN said_before THEN decided_at ELSE word_at END
+    FROM ranked WHERE verdict = 'taken off'
+    UNION ALL SELECT crop_id, model, NULL, 'no_match', 'knn', NULL, NULL, NULL, NULL, run_id,
+        coalesce(decided_at, word_at)
+    FROM ranked WHERE verdict = 'open'
+    UNION ALL SELECT crop_id, model, student_id,
+        CASE WHEN state = 'assigned' AND place > 1 THEN 'needs_review' ELSE state END, decided_by, cosine_similarity,
+        similarity, runner_up_now,
+        CASE WHEN runner_up_id IS NULL OR runner_up_now IS NOT NULL THEN runner_up_cosine_similarity END, run_id,
+        decided_at
+    FROM ranked WHERE verdict = 'found'
+)
+UPDATE assignments a SET state = d.state, student_id = d.student_id, decided_by = d.decided_by,
+    cosine_similarity = d.cosine_similarity, similarity = d.similarity, runner_up_id = d.runner_up_id,
+    runner_up_cosine_similarity = d.runner_up_cosine_similarity, run_id = d.run_id, decided_at = d.decided_at
+FROM due d WHERE (a.crop_id, a.model) = (d.crop_id, d.model)
+AND (a.state, a.student_id, a.decided_by, a.cosine_similarity, a.similarity, a.runner_up_id,
+        a.runner_up_cosine_similarity, a.run_id, a.decided_at)
+    IS DISTINCT FROM (d.state, d.student_id, d.decided_by, d.cosine_similarity, d.similarity, d.runner_up_id,
+        d.runner_up_cosine_similarity, d.run_id, d.decided_at)"""
 
 
 def hidden_by(connection: Connection, student_id: int) -> int | None:
@@ -429,74 +391,6 @@ def hidden_by(connection: Connection, student_id: int) -> int | None:
         [student_id],
     ).fetchone()
     return row[0] if row else None
-
-
-def lineages(connection: Connection, crop_id: int, class_id: int) -> list[str]:
-    """The models that have said something about the crop, and the active one of its class."""
-    rows = connection.execute(
-        """SELECT model FROM assignments WHERE crop_id = %s
-        UNION SELECT active_model FROM classes WHERE id = %s AND active_model IS NOT NULL ORDER BY 1""",
-        [crop_id, class_id],
-    )
-    return [model for (model,) in rows]
-
-
-def drop_rejected(connection: Connection, class_id: int, student_id: int | None = None) -> None:
-    """Take the student, or each one, off all crops that were said not to show them, in every lineage."""
-    parameters = {"class": class_id, "student": student_id}
-    rejected = """rejected_students r JOIN students s ON s.id = r.student_id AND s.class_id = %(class)s
-        WHERE (%(student)s::bigint IS NULL OR r.student_id = %(student)s) AND a.crop_id = r.crop_id"""
-    connection.execute(
-        f"""UPDATE assignments a SET {_NOBODY}, decided_by = 'knn'
-        FROM {rejected} AND a.student_id = r.student_id""",  # noqa: S608 - only constants are put in
-        parameters,
-    )
-    connection.execute(
-        f"""UPDATE assignments a SET runner_up_id = NULL, runner_up_cosine_similarity = NULL
-        FROM {rejected} AND a.runner_up_id = r.student_id""",  # noqa: S608 - only constants are put in
-        parameters,
-    )
-
-
-def doubt_second_faces(connection: Connection, class_id: int, student_id: int | None = None) -> None:
-    """Where a photo shows the student, or anybody, twice and no person has said so, only the most similar face keeps them.
-
-    The others need a review, as they do in a run of the pipeline.
-    """
-    connection.execute(
-        """UPDATE assignments a SET state = 'needs_review', decided_at = now()
-        FROM (
-            SELECT a.crop_id, a.model, row_number() OVER (
-                PARTITION BY f.image_id, a.model, a.student_id
-                ORDER BY a.decided_by = 'person' DESC, a.cosine_similarity DESC NULLS LAST, a.crop_id
-            ) AS place
-            FROM assignments a JOIN face_crops f ON f.id = a.crop_id JOIN students s ON s.id = a.student_id
-            WHERE s.class_id = %(class)s AND (%(student)s::bigint IS NULL OR s.id = %(student)s) AND a.state = 'assigned'
-        ) ranked
-        WHERE (a.crop_id, a.model) = (ranked.crop_id, ranked.model) AND place > 1 AND a.decided_by <> 'person'""",
-        {"class": class_id, "student": student_id},
-    )
-
-
-def merge_assignments(connection: Connection, class_id: int) -> None:
-    """Give what assignments give to students of the class who were merged to those who were kept.
-
-    Clusters go on remembering the former, who are read as the latter: updating them here deadlocked with a run that
-    clustered a session.
-    """
-    for column in ("student_id", "runner_up_id"):
-        connection.execute(
-            sql.SQL(
-                """UPDATE assignments a SET {column} = s.merged_into FROM students s
-                WHERE s.class_id = %s AND s.merged_into IS NOT NULL AND a.{column} = s.id"""
-            ).format(column=sql.Identifier(column)),
-            [class_id],
-        )
-    connection.execute(
-        """UPDATE assignments a SET runner_up_id = NULL, runner_up_cosine_similarity = NULL
-        FROM students s WHERE s.class_id = %s AND a.student_id = s.id AND a.runner_up_id = s.id""",
-        [class_id],
-    )
 
 
 def current_student(connection: Connection, crop_id: int) -> tuple[int, str] | None:

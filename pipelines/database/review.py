@@ -114,20 +114,14 @@ def read_faces(
     """The faces of the usable photos of the class, or of one session, by photo and from left to right."""
     with connection.cursor(row_factory=class_row(ReviewedFace)) as cursor:
         return cursor.execute(
-            """WITH said AS (
-                SELECT DISTINCT ON (crop_id) crop_id, id, decided_by, decided_at, reason
-                FROM decisions_in_force
-                WHERE class_id = %(class)s AND kind IN ('confirm', 'assign', 'unassign', 'not_a_face')
-                AND crop_id IS NOT NULL ORDER BY crop_id, id DESC
-            )
-            SELECT f.id AS crop_id, f.image_id, f.x, f.y, f.width, f.height, f.unusable_reasons, f.crop_path,
+            """SELECT f.id AS crop_id, f.image_id, f.x, f.y, f.width, f.height, f.unusable_reasons, f.crop_path,
                 CASE WHEN k.crop_id IS NULL THEN a.state ELSE 'assigned' END AS state,
                 coalesce(k.student_id, a.student_id) AS student_id,
                 CASE WHEN k.crop_id IS NULL THEN a.decided_by ELSE 'person' END AS decided_by,
                 a.cosine_similarity, a.similarity, a.runner_up_id, a.runner_up_cosine_similarity, a.run_id,
                 a.decided_at, k.crop_id IS NOT NULL AS confirmed, u.crop_id IS NOT NULL AS taken_off,
-                n.crop_id IS NOT NULL AS not_a_face, said.id AS decision_id, said.decided_by AS decision_by,
-                said.decided_at AS decision_at, said.reason AS decision_reason
+                n.crop_id IS NOT NULL AS not_a_face, w.decision_id, w.decided_by AS decision_by,
+                w.decided_at AS decision_at, w.reason AS decision_reason
             FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
@@ -136,7 +130,7 @@ def read_faces(
             LEFT JOIN confirmed_crops k ON k.crop_id = f.id AND k.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             LEFT JOIN not_faces n ON n.crop_id = f.id AND n.class_id = %(class)s
-            LEFT JOIN said ON said.crop_id = f.id
+            LEFT JOIN latest_words w ON w.crop_id = f.id AND w.class_id = %(class)s
             ORDER BY f.image_id, f.x, f.id""",
             {"class": class_id, "model": model, "session": session_name},
         ).fetchall()

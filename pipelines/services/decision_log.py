@@ -91,13 +91,18 @@ _SENTENCES: dict[Kind, str] = {
     "attendance": "{student} was {status} in {session}.",
     "undo": "Decision {undoes} is undone: {undone}",
 }
+_CREATED = "{faces} somebody new: {new_name}."
 _PHOTOS_COUNT = "The photos say whether {student} was in {session}."
 
 
 def _sentence(row: dict[str, Any], about: dict[int, dict[str, Any]]) -> str:
     crops = row["crop_ids"]
-    photos_count = row["kind"] == "attendance" and row["status"] is None
-    return (_PHOTOS_COUNT if photos_count else _SENTENCES[row["kind"]]).format(
+    sentence = _SENTENCES[row["kind"]]
+    if row["kind"] == "attendance" and row["status"] is None:
+        sentence = _PHOTOS_COUNT
+    elif row["kind"] == "rename" and crops:
+        sentence = _CREATED
+    return sentence.format(
         faces=f"Face {crops[0]} is" if len(crops) == 1 else f"{len(crops)} faces are",
         student=row["student_name"],
         other=row["other_student_name"],

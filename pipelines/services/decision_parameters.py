@@ -42,6 +42,14 @@ class SplitStudent(Parameters):
     reason: str | None = _REASON
 
 
+class CreateStudent(Parameters):
+    """Which faces, which show nobody, are a new student's."""
+
+    crop_ids: list[Id] = _CROP_IDS
+    name: str | None = Field(default=None, description="Name of the new student; without one they are provisional.")
+    reason: str | None = _REASON
+
+
 class HideStudent(Parameters):
     """Who is a visitor."""
 

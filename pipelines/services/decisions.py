@@ -9,10 +9,9 @@ from typing import Any, Literal, TypeVar, get_args
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import attendance, catalog, decisions, identities, students
+from pipelines.database import attendance, catalog, decisions, students
 from pipelines.database.catalog import SessionRow
 from pipelines.database.decisions import AttendanceStatus, Decision, Kind
-from pipelines.database.identities import Assignment
 from pipelines.database.students import Student
 from pipelines.errors import ConflictError, ParameterError
 from pipelines.services.attendance import refresh_every_lineage
@@ -160,13 +159,7 @@ class DecisionService:
                 now = decisions.current_student(connection, crop_id)
                 kinds[crop_id] = "confirm" if now is not None and now[0] == student.id else "assign"
             decision_id = self._append_about(connection, class_id, reason, kinds, student.id)
-            self._write_about(
-                connection,
-                decision_id,
-                class_id,
-                [Assignment(i, "assigned", student.id, "person", 1.0, 1.0) for i in kinds],
-            )
-            decisions.doubt_second_faces(connection, class_id, student.id)
+            decisions.follow_what_is_said(connection, class_id, session_of)
             refresh_every_lineage(connection, class_id, _sessions(connection, session_of))
             return CropsDecisionAnswer(
                 decision_id=decision_id, crop_ids=list(kinds), student_id=student.id, student_name=student.name
@@ -191,7 +184,7 @@ class DecisionService:
             class_id = _class_of(session_of)
             student = self._student_of_class(connection, student_id, class_id, f"face crop {crop_id}")
             decision_id = self._append_about(connection, class_id, reason, {crop_id: "not_this_student"}, student.id)
-            decisions.drop_rejected(connection, class_id, student.id)
+            decisions.follow_what_is_said(connection, class_id, [crop_id])
             refresh_every_lineage(connection, class_id, _sessions(connection, session_of))
             now, name = decisions.current_student(connection, crop_id) or (None, None)
             return CropDecisionAnswer(decision_id=decision_id, crop_id=crop_id, student_id=now, student_name=name)
@@ -251,9 +244,7 @@ class DecisionService:
             refresh_students(connection, class_id)
             students.take_number_and_email(connection, kept.id, merged.id)
             self._confirm_anew(connection, class_id, confirmed, decision_id)
-            decisions.merge_assignments(connection, class_id)
-            decisions.drop_rejected(connection, class_id, kept.id)
-            decisions.doubt_second_faces(connection, class_id, kept.id)
+            decisions.follow_what_is_said(connection, class_id, elsewhere=True)
             self._refresh_class(connection, class_id)
             one = students.find_student(connection, kept.id)
             return MergeAnswer(
@@ -303,12 +294,7 @@ class DecisionService:
                 self._append(
                     connection, "assign", class_id, None, crop_id=crop_id, student_id=new.id, part_of=decision_id
                 )
-            self._write_about(
-                connection,
-                decision_id,
-                class_id,
-                [Assignment(i, "assigned", new.id, "person", 1.0, 1.0) for i in session_of],
-            )
+            decisions.follow_what_is_said(connection, class_id, session_of)
             self._refresh_class(connection, class_id)
             return SplitAnswer(
                 decision_id=decision_id,
@@ -317,6 +303,45 @@ class DecisionService:
                 provisional=new.provisional,
                 split_student_id=old.id,
                 crop_ids=list(session_of),
+            )
+
+    def create_student(
+        self, crop_ids: Sequence[int], name: str | None = None, reason: str | None = None
+    ) -> CropsDecisionAnswer:
+        """Say that these crops, which show nobody, show a person who is a new student from now on.
+
+        name: the new student's; without one they are provisional. One decision, which gives the name, or else the crops,
+        and has the crops as its parts: undone, it leaves a provisional student without a face, who is in no register.
+        """
+        name, reason = None if name is None else clean_name(name), clean_reason(reason)
+        with self._crops(crop_ids) as (connection, session_of):
+            class_id = _class_of(session_of)
+            for crop_id in session_of:
+                now = decisions.current_student(connection, crop_id)
+                if now is not None:
+                    raise ConflictError(
+                        f"Face crop {crop_id} shows {now[1]} (student {now[0]}) already: split it off that student."
+                    )
+            class_name = catalog.class_by_id(connection, class_id)
+            new = students.find_student(
+                connection, catalog.create_provisional_student(connection, class_id, class_name)
+            )
+            if name is None:
+                decision_id = self._append_about(
+                    connection, class_id, reason, dict.fromkeys(session_of, "assign"), new.id
+                )
+            else:
+                decision_id = rename_student(
+                    connection, new, name, decided_by=self.decided_by, run_id=self.run_id, reason=reason
+                )
+                for crop_id in session_of:
+                    self._append(
+                        connection, "assign", class_id, None, crop_id=crop_id, student_id=new.id, part_of=decision_id
+                    )
+            decisions.follow_what_is_said(connection, class_id, session_of)
+            self._refresh_class(connection, class_id)
+            return CropsDecisionAnswer(
+                decision_id=decision_id, crop_ids=list(session_of), student_id=new.id, student_name=name or new.name
             )
 
     def hide(self, student_id: int, reason: str | None = None) -> HideAnswer:
@@ -377,9 +402,9 @@ class DecisionService:
     def undo(self, decision_id: int, reason: str | None = None) -> UndoAnswer:
         """Take a decision back as if it had not been made; of an undo, have what it took back count again.
 
-        What people decided since stays, and so does what runs changed since. Assignments are those from before the
-        decision. A face of which nobody says anything any more, and of which none is known from before, is open: the
-        next run decides. Raises ConflictError with the remedy where the decision is a part of another one, is undone
+        What people decided since stays, and so does what runs changed since. Assignments follow from what runs found and
+        from what still counts, in whatever order decisions are undone. A face of which nobody says anything any more, and
+        no run has found anything, is open: the next run decides. Raises ConflictError with the remedy where the decision is a part of another one, is undone
         already, comes from a portrait, is a merge or split that a later one builds on, or gave up a name that somebody
         else has by now.
         """
@@ -399,10 +424,7 @@ class DecisionService:
                 self._confirm_anew(connection, class_id, confirmed, undo_id)
             if is_merge and base.undone_by is not None:
                 students.take_number_and_email(connection, base.other_student_id or 0, base.student_id or 0)
-            decisions.put_back_displaced(connection, undone, base, undo_id)
-            decisions.follow_what_is_said(connection, class_id)
-            if undone.id != base.id and decisions.still_in_force(connection, [base.id]):
-                decisions.displaced_anew(connection, base.id, undo_id)
+            decisions.follow_what_is_said(connection, class_id, decisions.crops_of(connection, base.id), elsewhere=True)
             self._refresh_class(connection, class_id)
             return UndoAnswer(decision_id=undo_id, undone_decision_id=undone.id, undone=sentence)
 
@@ -415,7 +437,7 @@ class DecisionService:
             class_id = catalog.find_class(connection, class_name)
             catalog.lock_class(connection, class_id, self.context.lock_patience_s)
             refresh_students(connection, class_id)
-            decisions.follow_what_is_said(connection, class_id)
+            decisions.follow_what_is_said(connection, class_id, elsewhere=True)
             self._refresh_class(connection, class_id)
 
     def _take_off(
@@ -425,9 +447,7 @@ class DecisionService:
         with self._crops(crop_ids) as (connection, session_of):
             class_id = _class_of(session_of)
             decision_id = self._append_about(connection, class_id, reason, dict.fromkeys(session_of, kind))
-            self._write_about(
-                connection, decision_id, class_id, [Assignment(i, "no_match", None, "person") for i in session_of]
-            )
+            decisions.follow_what_is_said(connection, class_id, session_of)
             refresh_every_lineage(connection, class_id, _sessions(connection, session_of))
             return CropsDecisionAnswer(
                 decision_id=decision_id, crop_ids=list(session_of), student_id=None, student_name=None
@@ -518,16 +538,6 @@ class DecisionService:
         for crop_id, kind in kinds.items():
             self._append(connection, kind, class_id, None, crop_id=crop_id, student_id=student_id, part_of=decision_id)
         return decision_id
-
-    def _write_about(self, connection: Connection, decision_id: int, class_id: int, rows: Sequence[Assignment]) -> None:
-        """Write the rows in every lineage that has said something about their crops, and in the active one."""
-        by_model: dict[str, list[Assignment]] = {}
-        for row in rows:
-            for model in decisions.lineages(connection, row.crop_id, class_id):
-                by_model.setdefault(model, []).append(row)
-        for model, of_model in by_model.items():
-            identities.write_assignments(connection, model, of_model, self.run_id)
-            decisions.keep_as_displaced(connection, decision_id, model, [row.crop_id for row in of_model])
 
     def _confirm_anew(
         self, connection: Connection, class_id: int, before: Mapping[int, tuple[int, int]], part_of: int

@@ -9,6 +9,7 @@ from alembic.config import Config
 from pipelines.database import catalog
 from pipelines.database.migrate import MIGRATIONS, current_revision
 from pipelines.resources.database import Database
+from pipelines.resources.embedding_models import EmbeddingModels
 from pipelines.services.coverage import read_coverage
 from pipelines.services.decisions import DecisionService
 from pipelines.settings import get_settings
@@ -52,6 +53,13 @@ def confirmed(database: Database) -> list[tuple[int, str]]:
         ).fetchall()
 
 
+def assigned(database: Database) -> list[tuple]:
+    with database.connection() as connection:
+        return connection.execute(
+            "SELECT crop_id, model, state, student_id, decided_by, similarity, decided_at FROM assignments ORDER BY 1, 2"
+        ).fetchall()
+
+
 def test_down_and_up_again_gives_the_same_tables(database, go):
     newest = schema(database)
     go("0001")
@@ -92,6 +100,28 @@ def test_what_people_have_said_that_an_older_version_can_tell_survives_the_way_d
     assert names == {"ann", "bob", "Cem", "dan"}
     go("head")
     assert confirmed(database) == before
+
+
+def test_what_a_run_found_before_people_spoke_survives_the_way_down_and_up(made_class, database, go, process_class):
+    made_class.version = EmbeddingModels.from_settings(get_settings()).version("dlib")
+    ids = made_class.enrol("m", "ann", "bob")
+    made = made_class.session("m__1", [["ann"], ["bob"]])
+    process_class("dlib")
+    before = assigned(database)
+    decide = DecisionService("a teacher")
+    said = [
+        decide.unassign(made[0, "ann"]).decision_id,
+        decide.reject(made[0, "ann"], ids["ann"]).decision_id,
+        decide.assign(made[1, "bob"], ids["ann"]).decision_id,
+    ]
+    after = assigned(database)
+    go("0007")
+    assert assigned(database) == after
+    go("head")
+    assert assigned(database) == after
+    for decision_id in said:
+        decide.undo(decision_id)
+    assert assigned(database) == before
 
 
 def test_sessions_that_had_attendance_before_switches_were_recorded_count_as_processed(
