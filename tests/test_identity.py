@@ -165,6 +165,13 @@ class ClassHistory(RuleBasedStateMachine):
         if chosen:
             self.say(lambda: self.decide.split(chosen), set(chosen))
 
+    @rule(crops=st.lists(ANY, min_size=1, max_size=4), name=st.sampled_from([None, *PEOPLE, "Zoë"]))
+    def create(self, crops: list[int], name: str | None) -> None:
+        shown = {row[0] for row in self.query(ASSIGNED) if row[1] == "assigned"}
+        chosen = [*{self.crop(crop) for crop in crops} - shown]
+        if chosen:
+            self.say(lambda: self.decide.create_student(chosen, name), set(chosen))
+
     @rule(student=ANY)
     def hide(self, student: int) -> None:
         self.say(lambda: self.decide.hide(self.student(student)), set())

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from pipelines.api.app import create_app
 from pipelines.commands.common import current_user
@@ -22,36 +21,18 @@ from pipelines.services.attendance import AttendanceService
 from pipelines.services.decisions import DecisionService
 from pipelines.settings import get_settings
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Everything that would reach for the internet or a GPU is off; Chromium's sandbox refuses to run as root.
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAGE_SECONDS = 15
 SESSIONS = ("2026-09-07", "2026-09-14", "2026-09-21")
 VIEWS = ("questions", "names", "students", "register", "log")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed to look at the page with"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def browser() -> Iterator[Browser]:
-    """A browser for each test, started after its photos are processed: Dagster wants no event loop of Playwright's."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        yield chromium
-        chromium.close()
+def browser(open_browser) -> Iterator[Browser]:
+    """A browser for each test, started after its photos are processed."""
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -468,6 +449,163 @@ def test_the_sheet_offers_the_classs_names_and_joins_faces_to_a_student_without_
     page.get_by_role("button", name="Undo: an unknown person is Ada").click()
     undone(page, "an unknown person is Ada")
     expect(card.get_by_text("3 faces in 2 sessions")).to_be_visible()
+
+
+def test_faces_that_show_nobody_become_a_new_person_or_a_visitor(school, database, review, show):
+    with database.connection() as connection:
+        shown = connection.execute(
+            "SELECT a.crop_id FROM assignments a JOIN students s ON s.id = a.student_id WHERE s.provisional ORDER BY 1"
+        )
+        loose = [crop_id for (crop_id,) in shown.fetchall()]
+    assert len(loose) == 3
+    for crop_id in loose:
+        DecisionService("somebody else").unassign(crop_id)
+    page = show(review("m") + "#names")
+    expect(page.get_by_role("heading", name="Faces that show nobody (3)")).to_be_visible()
+    # By keyboard: two faces, a name that nobody has, Enter.
+    for crop_id in loose[:2]:
+        focus_by_tab(page, page.locator(f"[data-focus='loose-{crop_id}']"))
+        page.keyboard.press("Space")
+    name = page.get_by_role("combobox", name="Whose are the chosen ones?")
+    focus_by_tab(page, name)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Write a name first.")).to_be_visible()
+    page.keyboard.type("Zoe")
+    expect(page.get_by_text("A new person.")).to_be_visible()
+    page.keyboard.press("Enter")
+    saved(page, "2 faces are Zoe, who is new")
+    assert confirmed_faces(database)["Zoe"] == 2
+    assert statuses(database)["Zoe", "s1"] == "present"
+    expect(page.get_by_role("heading", name="Faces that show nobody (1)")).to_be_visible()
+    expect(name).to_have_value("")
+
+    page.get_by_role("button", name="A visitor").click()
+    expect(page.get_by_text("Choose faces first.")).to_be_visible()
+    page.locator(f"[data-focus='loose-{loose[2]}']").click()
+    page.get_by_role("button", name="A visitor").click()
+    saved(page, "1 face is a visitor's")
+    assert len(AttendanceService(database, "dlib").register("m").visitors) == 1
+    go_to(page, "Log")
+    expect(page.locator(".log li").nth(2)).to_contain_text("2 faces are somebody new: Zoe.")
+    go_to(page, "Names")
+    for title in ("1 face is a visitor's", "2 faces are Zoe, who is new"):
+        page.keyboard.press("u")
+        undone(page, title)
+    expect(page.get_by_role("heading", name="Faces that show nobody (3)")).to_be_visible()
+    assert "Zoe" not in confirmed_faces(database)
+    assert ("Zoe", "s1") not in statuses(database)
+    # A name of the class gives it to that student, as before.
+    page.locator(f"[data-focus='loose-{loose[0]}']").click()
+    name.fill("Ada")
+    page.get_by_role("button", name="Give them").click()
+    saved(page, "1 face given to Ada")
+
+
+def reasons(database) -> list[tuple[str, str | None]]:
+    """Kinds and reasons of what was decided in the page, parts left out."""
+    with database.connection() as connection:
+        return connection.execute(
+            "SELECT kind, reason FROM decisions WHERE decided_by = %s AND part_of IS NULL ORDER BY id", [current_user()]
+        ).fetchall()
+
+
+def test_a_reason_is_kept_with_the_next_decision_alone(school, database, review, show):
+    page = show(review("m"))
+    expect(page.locator("#question")).to_contain_text("Who is this person")
+    why = page.get_by_label("Why?")
+    expect(why).to_be_hidden()
+    page.keyboard.press("1")
+    expect(page.get_by_role("combobox")).to_be_focused()
+    page.get_by_role("heading", level=1).click()
+    page.keyboard.press("w")
+    expect(why).to_be_focused()
+    page.keyboard.type("dropped")
+    page.keyboard.press("Escape")
+    expect(why).to_be_hidden()
+    page.keyboard.press("w")
+    page.keyboard.type("her brother says so")
+    page.keyboard.press("Enter")
+    expect(why).not_to_be_focused()
+    expect(why).to_have_value("her brother says so")
+    page.keyboard.press("2")
+    saved(page, "an unknown person is a visitor")
+    expect(why).to_be_hidden()
+    both = "her brother says so"
+    assert reasons(database) == [("hide", both), ("confirm", both)]
+    page.keyboard.press("w")
+    page.keyboard.type("a mistake")
+    page.keyboard.press("Enter")
+    page.keyboard.press("u")
+    undone(page, "an unknown person is a visitor")
+    expect(why).to_be_hidden()
+    page.keyboard.press("2")
+    saved(page, "an unknown person is a visitor")
+    said = reasons(database)[2:]
+    assert said == [("undo", "a mistake"), ("undo", "a mistake"), ("hide", None), ("confirm", None)]
+    # In the register it is the note, where none is written there.
+    go_to(page, "Register")
+    page.keyboard.press("w")
+    page.keyboard.type("ill")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Ada, s1: present").click()
+    page.get_by_role("dialog").get_by_role("radio", name="Excused").check()
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    saved(page, "Ada was excused in s1")
+    assert reasons(database)[-1] == ("attendance", "ill")
+
+
+def test_the_next_question_is_asked_while_the_class_is_read(school, database, review, show):
+    page = show(review("m"))
+    expect(page.locator("#summary")).to_have_text("2 questions left, 1 person without a name, 1 cell unsure.")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/review/", hold)
+    page.keyboard.press("1")
+    page.keyboard.type("Zoe")
+    page.keyboard.press("Enter")
+    saved(page, "an unknown person is Zoe")
+    # The class was not read again yet.
+    expect(page.locator("#question")).to_have_text(re.compile("^Is this face from s2 Ada"))
+    expect(page.locator("#summary")).to_contain_text("1 question left")
+    # Zoe, whom the page does not know yet, is no second student of that name.
+    page.keyboard.press("3")
+    page.keyboard.type("Zoe")
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_have_attribute("aria-busy", "true")
+    (read,) = held
+    read.continue_()
+    page.unroute("**/review/")
+    saved(page, "the face is Zoe")
+    expect(page.locator("#summary")).to_have_text(FINISHED)
+    assert confirmed_faces(database)["Zoe"] == 4
+    assert [kind for kind, _ in reasons(database)] == ["rename", "confirm", "assign"]
+    page.keyboard.press("u")
+    undone(page, "the face is Zoe")
+    expect(page.locator("#question")).to_have_text(re.compile("^Is this face from s2 Ada"))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_what_has_the_focus_is_not_behind_the_save_button(unnamed, review, show, width):
+    page = show(review(CLASS_NAME) + "#names", width=width, reduced_motion="reduce")
+    expect(page.get_by_role("group")).to_have_count(7)
+    # With the reason's field the footer has more rows on a phone.
+    page.keyboard.press("w")
+    page.keyboard.type("seen")
+    page.keyboard.press("Enter")
+    stops = page.locator("main .card :is(button, input)").all()
+    assert len(stops) > 20
+    for stop in stops:
+        stop.focus()
+        hidden = stop.evaluate(
+            """it => it.getBoundingClientRect().bottom - document.querySelector(".save").getBoundingClientRect().top"""
+        )
+        assert hidden <= 0
+    page.evaluate("scrollTo(0, 0)")
+    save, footer = (page.locator(selector).bounding_box() for selector in (".save", "footer"))
+    assert abs(save["y"] + save["height"] - footer["y"]) < 1
 
 
 def test_students_are_confirmed_corrected_renamed_merged_and_the_log_undoes_it(school, database, review, show):

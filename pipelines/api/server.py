@@ -1,10 +1,12 @@
 """`attendansee api`: serve the application until Ctrl-C."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -64,6 +66,11 @@ def run_api(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ignore)
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+        # What was imported is never garbage: without it in its way, the collector slows a large review by a third less.
+        gc.freeze()
+        # A decision goes to the database and back hundreds of times; at the default of 5 ms it waits that often for a review
+        # that is put together in another thread.
+        sys.setswitchinterval(0.0005)
         server.run([listener])
     if not server.started:
         raise ServeError("The API did not start: the reason is said above.")

@@ -1,4 +1,4 @@
-"""Students: who there is, their names and faces, two who are one, one who is two, visitors."""
+"""Students: who there is, their names and faces, somebody new, two who are one, one who is two, visitors."""
 
 from typing import Annotated
 
@@ -14,7 +14,9 @@ from pipelines.api.common import (
     ManyCrops,
     Name,
     PageQuery,
+    Reason,
     ReasonBody,
+    Runs,
     StudentId,
 )
 from pipelines.api.errors import documented
@@ -35,40 +37,49 @@ class StudentQuery(PageQuery):
 
 
 class NewName(BaseModel):
-    """What a student is called."""
+    """What a student is called, and why."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "Ada Lovelace"}]})
 
     name: Name
+    reason: Reason = None
 
 
 NameBody = Annotated[NewName, FromJson, Body()]
 
 
 class Merge(BaseModel):
-    """Who the student is."""
+    """Who the student is, and why."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"into_student_id": 2}]})
 
     into_student_id: Id
+    reason: Reason = None
 
 
 MergeBody = Annotated[Merge, FromJson, Body()]
 
 
-class Split(ManyCrops):
-    """Which face crops are somebody else's, and whose."""
+class OfNewStudent(ManyCrops):
+    """Which face crops are a new student's, and whose."""
 
     name: Name | None = Field(default=None, description="The new student's; absent: they are provisional.")
 
 
-SplitBody = Annotated[Split, FromJson, Body()]
+NewStudentBody = Annotated[OfNewStudent, FromJson, Body()]
 
 
 @router.get("/", responses=documented())
 def list_students(browse: Browse, query: Annotated[StudentQuery, Query()]) -> PageOf[StudentItem]:
     """Students; one who was merged into another is not there any more."""
     return browse.students(query.limit, query.offset, query.class_id, query.provisional)
+
+
+@router.post("/", responses=ERRORS)
+def create_student(new: NewStudentBody, browse: Browse, decisions: Decisions, runs: Runs) -> CropsDecisionAnswer:
+    """Say that these crops, which show nobody, show a person who is a new student: one decision."""
+    runs.check_free(lambda: browse.class_names_of_crops(new.crop_ids))
+    return decisions.create_student(new.crop_ids, new.name, new.reason)
 
 
 @router.get("/{id}/", responses=documented(404))
@@ -80,13 +91,13 @@ def get_student(student_id: StudentId, browse: Browse) -> StudentItem:
 @router.patch("/{id}/", responses=ERRORS)
 def rename_student(student_id: FreeStudentId, new: NameBody, browse: Browse, decisions: Decisions) -> DecidedStudent:
     """Give a student a name, who is then no longer provisional; one who was merged stands for the one who was kept."""
-    return _decided(browse, decisions.rename(student_id, new.name))
+    return _decided(browse, decisions.rename(student_id, new.name, new.reason))
 
 
 @router.post("/{id}/merge/", responses=ERRORS)
 def merge_student(student_id: FreeStudentId, merge: MergeBody, browse: Browse, decisions: Decisions) -> DecidedStudent:
     """Say that this student is another one, who gets all crops and is answered."""
-    return _decided(browse, decisions.merge(student_id, merge.into_student_id))
+    return _decided(browse, decisions.merge(student_id, merge.into_student_id, merge.reason))
 
 
 @router.post("/{id}/confirm-crops/", responses=ERRORS)
@@ -96,7 +107,7 @@ def confirm_crops(student_id: FreeStudentId, crops: CropsBody, decisions: Decisi
 
 
 @router.post("/{id}/split/", responses=ERRORS)
-def split_student(student_id: FreeStudentId, split: SplitBody, decisions: Decisions) -> SplitAnswer:
+def split_student(student_id: FreeStudentId, split: NewStudentBody, decisions: Decisions) -> SplitAnswer:
     """Say that these crops of this student show another person, who is a new student."""
     return decisions.split(split.crop_ids, split.name, split.reason, student_id=student_id)
 

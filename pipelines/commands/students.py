@@ -1,14 +1,16 @@
-"""`attendansee students ...`: list, rename, merge, split, hide and import the students of a class."""
+"""`attendansee students ...`: list, rename, merge, split, create, hide and import the students of a class."""
 
 import click
 from pydantic import BaseModel
 
 from pipelines.commands.common import AS_JSON, CLASS, current_user, plain_errors, print_json
 
+REASON = click.option("--reason", help="Why, to be shown later.")
+
 
 @click.group()
 def students() -> None:
-    """List, name, merge, split, hide and import the students of a class; STUDENT is a name or an id."""
+    """List, name, merge, split, create, hide and import the students of a class; STUDENT is a name or an id."""
 
 
 @students.command("list")
@@ -47,15 +49,16 @@ def list_students(class_name: str, as_json: bool) -> None:
 @CLASS
 @click.argument("student")
 @click.argument("new_name")
+@REASON
 @AS_JSON
 @plain_errors
-def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
+def rename(class_name: str, student: str, new_name: str, reason: str | None, as_json: bool) -> None:
     """Give STUDENT of CLASS the name NEW_NAME."""
     from pipelines.services.decisions import DecisionService
     from pipelines.services.students import StudentService
 
     student_id = StudentService(current_user()).find(class_name, student)
-    answer = DecisionService(current_user()).rename(student_id, new_name)
+    answer = DecisionService(current_user()).rename(student_id, new_name, reason)
     _print(answer, f"{answer.old_name} is {answer.student_name} now.", as_json)
 
 
@@ -63,16 +66,17 @@ def rename(class_name: str, student: str, new_name: str, as_json: bool) -> None:
 @CLASS
 @click.argument("student")
 @click.argument("into")
+@REASON
 @AS_JSON
 @plain_errors
-def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
+def merge(class_name: str, student: str, into: str, reason: str | None, as_json: bool) -> None:
     """Say that STUDENT and INTO of CLASS are one: INTO is kept, with the name that a person gave."""
     from pipelines.services.decisions import DecisionService
     from pipelines.services.students import StudentService
 
     service = StudentService(current_user())
     merged, kept = service.find(class_name, student), service.find(class_name, into)
-    answer = DecisionService(current_user()).merge(merged, kept)
+    answer = DecisionService(current_user()).merge(merged, kept, reason)
     _print(answer, f"{student} and {into} are {answer.student_name} (student {answer.student_id}) now.", as_json)
 
 
@@ -81,7 +85,7 @@ def merge(class_name: str, student: str, into: str, as_json: bool) -> None:
 @click.argument("student")
 @click.argument("crops", metavar="CROP...", nargs=-1, required=True, type=click.IntRange(min=1))
 @click.option("--name", help="Name of the new student; without one they are provisional.")
-@click.option("--reason", help="Why, to be shown later.")
+@REASON
 @AS_JSON
 @plain_errors
 def split(
@@ -98,9 +102,24 @@ def split(
 
 
 @students.command()
+@click.argument("crops", metavar="CROP...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--name", help="Name of the new student; without one they are provisional.")
+@REASON
+@AS_JSON
+@plain_errors
+def create(crops: tuple[int, ...], name: str | None, reason: str | None, as_json: bool) -> None:
+    """Say that these faces (CROP: an id), which show nobody, are a new student's of their class."""
+    from pipelines.services.decisions import DecisionService
+
+    answer = DecisionService(current_user()).create_student(list(crops), name, reason)
+    text = f"{len(answer.crop_ids)} face(s) are {answer.student_name} (student {answer.student_id}), who is new."
+    _print(answer, f"{text} To take this back: attendansee undo {answer.decision_id}", as_json)
+
+
+@students.command()
 @CLASS
 @click.argument("student")
-@click.option("--reason", help="Why, to be shown later.")
+@REASON
 @AS_JSON
 @plain_errors
 def hide(class_name: str, student: str, reason: str | None, as_json: bool) -> None:

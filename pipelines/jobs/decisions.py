@@ -7,6 +7,7 @@ from pipelines.jobs.students import DECIDED_BY
 from pipelines.services.context import ServiceContext
 from pipelines.services.decision_parameters import (
     ConfirmCrops,
+    CreateStudent,
     HideStudent,
     MarkAttendance,
     MarkNotAFace,
@@ -37,6 +38,10 @@ def _split(context: ServiceContext, p: SplitStudent, run_id: str | None) -> Base
     return _service(context, run_id).split(p.crop_ids, p.name, p.reason, student_id=p.student_id)
 
 
+def _create(context: ServiceContext, p: CreateStudent, run_id: str | None) -> BaseModel:
+    return _service(context, run_id).create_student(p.crop_ids, p.name, p.reason)
+
+
 def _hide(context: ServiceContext, p: HideStudent, run_id: str | None) -> BaseModel:
     return _service(context, run_id).hide(p.student_id, p.reason)
 
@@ -63,6 +68,9 @@ DECISION_JOBS = {
         ),
         Operation(
             "split_student", "Say that some faces of a student are another person's, who is new.", SplitStudent, _split
+        ),
+        Operation(
+            "create_student", "Say that face crops that show nobody are a new student's.", CreateStudent, _create
         ),
         Operation("hide_student", "Say that a student is a visitor: in no register.", HideStudent, _hide),
         Operation(

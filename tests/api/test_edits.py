@@ -255,6 +255,54 @@ def test_faces_are_split_off_their_student_alone(client, school):
     assert client.get(f"{API}/face-crops/{crops[0]}/").json()["student_id"] == ada
 
 
+def test_faces_that_show_nobody_are_a_new_student_until_that_is_undone(client, school):
+    path, crops = f"{API}/students/", [school.crops["s1", 0, "Eve"], school.crops["s1", 1, "Eve"]]
+    created = client.post(path, json={"crop_ids": crops, "name": " Eve ", "reason": "came today"})
+    assert created.status_code == 200
+    answer = created.json()
+    assert (answer["student_name"], answer["crop_ids"]) == ("Eve", crops)
+    eve = client.get(f"{path}{answer['student_id']}/").json()
+    assert (eve["name"], eve["provisional"], eve["face_crop_count"]) == ("Eve", False, 2)
+    said = log_of(client, school)[0]
+    assert (said["sentence"], said["reason"], said["crop_ids"]) == (
+        "2 faces are somebody new: Eve.",
+        "came today",
+        crops,
+    )
+    # Faces of somebody are split off, and a name is one student's.
+    assert client.post(path, json={"crop_ids": crops[:1]}).status_code == 409
+    assert client.post(path, json={"crop_ids": [school.crops["s1", 0, "Bob"]], "name": "Eve"}).status_code == 409
+
+    undo = client.post(f"{API}/decisions/{answer['decision_id']}/undo/").json()
+    assert [client.get(f"{API}/face-crops/{crop}/").json()["student_id"] for crop in crops] == [None, None]
+    review = client.get(f"{API}/classes/{school.class_id}/review/").json()
+    assert eve["id"] not in {cell["student_id"] for cell in review["cells"]}
+    assert "Eve" not in {student["name"] for student in client.get(path).json()["results"]}
+    assert client.post(f"{API}/decisions/{undo['decision_id']}/undo/").status_code == 200
+    assert client.get(f"{path}{eve['id']}/").json()["name"] == "Eve"
+    assert client.get(f"{API}/face-crops/{crops[0]}/").json()["student_id"] == eve["id"]
+    # Whom a run takes for her is found: her faces are known.
+    client.post(f"{API}/classes/{school.class_id}/assign-crops/", json=DLIB)
+    assert client.get(f"{API}/face-crops/{school.crops['s2', 0, 'Eve']}/").json()["student_id"] == eve["id"]
+
+
+def test_a_new_student_may_have_no_name_yet(client, school):
+    crop = school.crops["s1", 0, "Eve"]
+    created = client.post(f"{API}/students/", json={"crop_ids": [crop]}).json()
+    (eve,) = client.get(f"{API}/students/?provisional=true").json()["results"]
+    assert (eve["id"], eve["face_crop_count"]) == (created["student_id"], 1)
+    client.post(f"{API}/decisions/{created['decision_id']}/undo/")
+    assert client.get(f"{API}/face-crops/{crop}/").json()["student_id"] is None
+
+
+def test_names_and_merges_have_reasons(client, school):
+    ada, bob = school.students["Ada"], school.students["Bob"]
+    client.patch(f"{API}/students/{ada}/", json={"name": "Ada L.", "reason": "two Adas"})
+    assert log_of(client, school)[0]["reason"] == "two Adas"
+    client.post(f"{API}/students/{bob}/merge/", json={"into_student_id": ada, "reason": "twice on the list"})
+    assert log_of(client, school)[0]["reason"] == "twice on the list"
+
+
 def test_the_log_comes_in_pages_of_one_class(client, school):
     path = f"{API}/decisions/"
     assert client.get(path).status_code == 422
@@ -278,6 +326,9 @@ def test_the_log_comes_in_pages_of_one_class(client, school):
         ("POST", "/students/{ada}/confirm-crops/", {"crop_ids": []}, 422),
         ("POST", "/face-crops/not-a-face/", {"crop_ids": []}, 422),
         ("POST", "/students/{ada}/split/", {"crop_ids": [1], "name": " "}, 422),
+        ("POST", "/students/", {"crop_ids": [999_999], "name": "Zoe"}, 404),
+        ("POST", "/students/", {"crop_ids": [1], "name": ""}, 422),
+        ("POST", "/students/", {"name": "Zoe"}, 422),
         ("PUT", "/sessions/{s1}/attendance/999999/", {"status": "present"}, 404),
         ("PUT", "/sessions/999999/attendance/{ada}/", {"status": "present"}, 404),
         ("PUT", "/sessions/{s1}/attendance/{ada}/", {"status": "late"}, 422),

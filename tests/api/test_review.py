@@ -75,6 +75,13 @@ def test_an_answer_is_seen_in_the_next_review(client, processed):
     assert {student["name"] for student in review["students"]} == {"Ada", "Bob", "Eve"}
 
 
+def test_a_long_answer_is_compressed_for_who_takes_it(client):
+    long, short = "/openapi.json", f"{API}/classes/"
+    assert client.get(long).headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in client.get(long, headers={"accept-encoding": "identity"}).headers
+    assert "content-encoding" not in client.get(short).headers
+
+
 def test_a_class_before_its_first_run_has_nothing_to_ask(client, school):
     review = review_of(client, school)
     assert (review["cells"], review["questions"], review["left"]) == ([], [], 0)

@@ -1,4 +1,4 @@
-"""`attendansee undo`, `decisions`, `mark` and `students split|hide` as people type them."""
+"""`attendansee undo`, `decisions`, `mark` and `students split|create|hide` as people type them."""
 
 import json
 
@@ -70,6 +70,22 @@ def test_a_student_is_split_and_hidden(crops):
     assert "bob (visitor)" in attendansee("students", "list", "m").stdout
 
 
+def test_faces_that_show_nobody_are_a_new_student(crops):
+    attendansee("undo", newest()["id"])
+    DecisionService("a teacher").not_a_face(crops)
+    created = attendansee("students", "create", *crops, "--name", "Zoe", "--reason", "came today")
+    decision = newest()
+    assert created.stdout == (
+        f"2 face(s) are Zoe (student {decision['student_id']}), who is new. "
+        f"To take this back: attendansee undo {decision['id']}\n"
+    )
+    assert (decision["sentence"], decision["reason"]) == ("2 faces are somebody new: Zoe.", "came today")
+    renamed = attendansee("students", "rename", "m", "Zoe", "Zoë", "--reason", "a typo")
+    assert (renamed.stdout, newest()["reason"]) == ("Zoe is Zoë now.\n", "a typo")
+    attendansee("students", "merge", "m", "Zoë", "bob", "--reason", "known")
+    assert newest()["reason"] == "known"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -78,6 +94,7 @@ def test_a_student_is_split_and_hidden(crops):
         (["mark", "m", "s", "nobody", "present"], "has no student 'nobody'"),
         (["mark", "m", "never", "bob", "present"], "m__never is not registered"),
         (["students", "split", "m", "bob", "99999"], "There is no face crop 99999."),
+        (["students", "create", "99999"], "There is no face crop 99999."),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(crops, arguments, words):

@@ -27,6 +27,8 @@ def test_faces_are_confirmed_split_and_given_back_over_jobs(made_class, launch, 
     assert list(identities_of(made).values()) == ["ann", "ann"]
     response(launch("mark_not_a_face", crop_ids=crop_ids[1:]))
     assert list(identities_of(made).values()) == ["ann", None]
+    created = response(launch("create_student", crop_ids=crop_ids[1:], name="Zoe", reason="a new one"))
+    assert (created["student_name"], list(identities_of(made).values())) == ("Zoe", ["ann", "Zoe"])
     assert response(launch("hide_student", student_id=ids["bob"]))["student_name"] == "bob"
     marked = {"session_id": session_id, "student_id": ids["ann"]}
     excused = response(launch("mark_attendance", **marked, status="excused", note="ill"))
@@ -40,6 +42,7 @@ def test_faces_are_confirmed_split_and_given_back_over_jobs(made_class, launch, 
         ("undo_decision", {"decision_id": 99}, "There is no decision 99."),
         ("confirm_crops", {"crop_ids": [99], "student_id": 1}, "There is no face crop 99."),
         ("split_student", {"crop_ids": [], "student_id": 1}, "crop_ids cannot be used"),
+        ("create_student", {"crop_ids": [99], "name": "Zoe"}, "There is no face crop 99."),
         ("mark_attendance", {"session_id": 9, "student_id": 1, "status": "absent"}, "There is no session 9."),
     ],
 )

@@ -84,17 +84,28 @@ export function picture(cropId) {
   return pictures.get(cropId);
 }
 
+// Why somebody decides as they do, for the decisions that are made next; empty for no reason.
+let reason = "";
+
+export function because(text) {
+  reason = text.trim();
+}
+
+const decision = (method, path, body = {}) => call(method, path, reason ? { ...body, reason } : body);
+
 // Every one is a decision that the server keeps, and answers with its decision_id.
 
 export const confirmCrops = (studentId, cropIds) =>
-  call("POST", `students/${studentId}/confirm-crops/`, { crop_ids: cropIds });
+  decision("POST", `students/${studentId}/confirm-crops/`, { crop_ids: cropIds });
 export const split = (studentId, cropIds, name) =>
-  call("POST", `students/${studentId}/split/`, name ? { crop_ids: cropIds, name } : { crop_ids: cropIds });
-export const rename = (studentId, name) => call("PATCH", `students/${studentId}/`, { name });
-export const merge = (studentId, intoId) => call("POST", `students/${studentId}/merge/`, { into_student_id: intoId });
-export const hide = (studentId) => call("POST", `students/${studentId}/hide/`, {});
-export const reject = (cropId, studentId) => call("POST", `face-crops/${cropId}/reject/`, { student_id: studentId });
-export const notFaces = (cropIds) => call("POST", "face-crops/not-a-face/", { crop_ids: cropIds });
+  decision("POST", `students/${studentId}/split/`, name ? { crop_ids: cropIds, name } : { crop_ids: cropIds });
+export const createStudent = (cropIds, name) =>
+  decision("POST", "students/", name ? { crop_ids: cropIds, name } : { crop_ids: cropIds });
+export const rename = (studentId, name) => decision("PATCH", `students/${studentId}/`, { name });
+export const merge = (studentId, intoId) => decision("POST", `students/${studentId}/merge/`, { into_student_id: intoId });
+export const hide = (studentId) => decision("POST", `students/${studentId}/hide/`);
+export const reject = (cropId, studentId) => decision("POST", `face-crops/${cropId}/reject/`, { student_id: studentId });
+export const notFaces = (cropIds) => decision("POST", "face-crops/not-a-face/", { crop_ids: cropIds });
 export const mark = (sessionId, studentId, status, note) =>
-  call("PUT", `sessions/${sessionId}/attendance/${studentId}/`, note ? { status, note } : { status });
-export const undo = (decisionId) => call("POST", `decisions/${decisionId}/undo/`, {});
+  call("PUT", `sessions/${sessionId}/attendance/${studentId}/`, { status, note: note || reason || null });
+export const undo = (decisionId) => decision("POST", `decisions/${decisionId}/undo/`);

@@ -54,8 +54,10 @@ export function renderNames(app) {
   ];
 }
 
-// Of the faces that show nobody, those that are chosen.
+// Of the faces that show nobody, those that are chosen; and how many are shown.
 const chosen = new Set();
+const LOOSE = 60;
+let looseShown = LOOSE;
 
 /** Faces that no run and no person gives to anybody: too poor, strangers, or taken off somebody. */
 function looseFaces(app, people) {
@@ -65,7 +67,9 @@ function looseFaces(app, people) {
   const field = combobox({
     label: "Whose are the chosen ones?",
     students: people.map((student) => ({ ...student, note: student.student_number })),
-    changed: () => { hint.textContent = ""; },
+    changed: (text) => {
+      hint.textContent = text.trim() && !namedBy(text, people) ? "A new person." : "";
+    },
     chosen: () => give(),
     key: "loose-name",
   });
@@ -78,13 +82,22 @@ function looseFaces(app, people) {
   };
   const give = () => {
     if (!ready()) return undefined;
-    const student = namedBy(field.input.value, people);
-    if (!student) {
-      hint.textContent = "Nobody of the class has this name.";
+    const name = field.input.value.trim();
+    if (!name) {
+      hint.textContent = "Write a name first.";
       return field.input.focus();
     }
+    const student = namedBy(name, people);
     const given = crops();
-    return decide(`${many(given.length, "face")} given to ${student.label}`, [() => api.confirmCrops(student.student_id, given)]);
+    return student
+      ? decide(`${many(given.length, "face")} given to ${student.label}`, [() => api.confirmCrops(student.student_id, given)])
+      : decide(`${facesAre(given)} ${name}, who is new`, [() => api.createStudent(given, name)]);
+  };
+  const facesAre = (given) => (given.length === 1 ? "1 face is" : `${given.length} faces are`);
+  const visitor = () => {
+    if (!ready()) return undefined;
+    const given = crops();
+    return decide(`${facesAre(given)} a visitor's`, [() => api.createStudent(given), (made) => api.hide(made.student_id)]);
   };
   const notFaces = () => {
     if (!ready()) return undefined;
@@ -92,11 +105,12 @@ function looseFaces(app, people) {
     return decide(`${many(given.length, "face")}: no face`, [() => api.notFaces(given)]);
   };
   return [
-    element("h3", {}, "Faces that show nobody"),
+    element("h3", {}, `Faces that show nobody (${faces.length})`),
+    element("p", { class: "quiet" }, "Choose those of one person, and write whose they are: a name of the class, or a new one."),
     element(
       "div",
       { class: "faces" },
-      faces.map(({ crop_id: cropId }) =>
+      faces.slice(0, looseShown).map(({ crop_id: cropId }) =>
         faceToggle(cropId, app.faceText(cropId), {
           kind: "choose",
           pressed: chosen.has(cropId),
@@ -105,10 +119,21 @@ function looseFaces(app, people) {
         }),
       ),
     ),
+    faces.length > looseShown &&
+      element(
+        "button",
+        { type: "button", "data-focus": "loose-more", click: () => { looseShown += 4 * LOOSE; app.render(); } },
+        `Show more of the ${faces.length}`,
+      ),
     element("div", { class: "field" }, field.root, element("button", { type: "button", click: give }, "Give them")),
     hint,
-    element("button", { type: "button", click: notFaces }, "Not a face"),
-  ];
+    element(
+      "div",
+      { class: "actions" },
+      element("button", { type: "button", click: visitor }, "A visitor"),
+      element("button", { type: "button", click: notFaces }, "Not a face"),
+    ),
+  ].filter(Boolean);
 }
 
 function card(app, student, roster, count) {

@@ -7,9 +7,13 @@ import { alike, bdi, combobox, element, faceImage, isLike, many, namedBy } from 
 const SHOWN = 12;
 
 const skipped = new Set();
+// When the candidates of the one that is looked at have changed, and with them the digits; how long that is not seen yet, in ms.
+let changedAt = -Infinity;
+const UNSEEN = 600;
 
 export function renderQuestions(app) {
-  const { questions, left } = app.review;
+  const questions = app.review.questions.filter((question) => !app.answered.has(question.key));
+  const left = questions.filter((question) => question.cells.length).length;
   const waiting = questions.filter((question) => !skipped.has(question.key));
   const title = element("h2", { tabindex: -1 }, "Questions");
   if (!waiting.length) {
@@ -20,7 +24,10 @@ export function renderQuestions(app) {
         element("button", { type: "button", click: () => { skipped.clear(); app.render(); } }, "Ask again"),
     ].filter(Boolean);
   }
-  const question = { ...waiting[0] };
+  const question = { ...(waiting.find(({ key }) => key === app.looked.key) ?? waiting[0]) };
+  const candidates = JSON.stringify(question.candidates);
+  if (question.key === app.looked.key && candidates !== app.looked.candidates) changedAt = performance.now();
+  app.looked = { key: question.key, candidates };
   // For an unknown person the nearest students are proposed, however far away they are.
   if (question.kind === "who") question.candidates = question.candidates.filter((near) => isLike(near.similarity, app.review.threshold));
   const settles = question.cells.length;
@@ -71,14 +78,14 @@ function article(app, question) {
   });
   const save = () => {
     if (!field.input.value.trim()) return field.input.focus();
-    return answers.named(field.input.value, namedBy(field.input.value, choices));
+    return answers.named(field.input.value);
   };
   const plainAnswer = (text, run, attributes = {}) =>
     element("button", { type: "button", "data-answer": ++number, click: run, ...attributes }, element("kbd", {}, String(number)), ` ${text}`);
   return element(
     "article",
     { "aria-labelledby": "question" },
-    element("h3", { id: "question", tabindex: -1, "data-next": true }, app.readable(question.text)),
+    element("h3", { id: "question", tabindex: -1, "data-next": true, "data-focus": `question-${question.key}` }, app.readable(question.text)),
     element(
       "div",
       { class: "faces" },
@@ -112,33 +119,51 @@ function article(app, question) {
 /** What each answer has the server keep. */
 function answersTo(app, question) {
   const crops = question.crop_ids.slice(0, SHOWN);
-  const notAFace = () => app.decide(crops.length === 1 ? "no face" : "no faces", [() => api.notFaces(crops)]);
+  const decide = (title, steps) => {
+    if (performance.now() - changedAt < UNSEEN) return app.say("The question has just changed: look at it again.");
+    return app.decide(title, steps, { question: question.key });
+  };
+  const notAFace = () => decide(crops.length === 1 ? "no face" : "no faces", [() => api.notFaces(crops)]);
   const candidates = (answer) => question.candidates.map((candidate) => () => answer(app.students.get(candidate.student_id)));
   const own = question.student_id;
+  const named = (text) => namedBy(text, [...app.students.values()].filter((student) => student.student_id !== own));
+  /** The student of that name; one whom the answer just before has made is known once the class is read. */
+  const known = async (text) => {
+    if (!named(text)) await app.refreshed()?.catch(() => {});
+    return named(text);
+  };
   if (question.kind === "who") {
     const is = (student) =>
-      app.decide(`an unknown person is ${student.label}`, [
+      decide(`an unknown person is ${student.label}`, [
         () => api.merge(own, student.student_id),
         () => api.confirmCrops(student.student_id, crops),
       ]);
     return {
       candidates: candidates(is),
-      named: (text, student) =>
-        student
-          ? is(student)
-          : app.decide(`an unknown person is ${text.trim()}`, [() => api.rename(own, text), () => api.confirmCrops(own, crops)]),
-      visitor: () => app.decide("an unknown person is a visitor", [() => api.hide(own), () => api.confirmCrops(own, crops)]),
+      named: (text) =>
+        decide(`an unknown person is ${named(text)?.label ?? text.trim()}`, [
+          async () => {
+            const student = await known(text);
+            return student ? api.merge(own, student.student_id) : api.rename(own, text);
+          },
+          (one) => api.confirmCrops(one.id, crops),
+        ]),
+      visitor: () => decide("an unknown person is a visitor", [() => api.hide(own), () => api.confirmCrops(own, crops)]),
       notAFace,
     };
   }
   const faces = crops.length === 1 ? "the face is" : `${many(crops.length, "face")} are`;
-  const is = (student) => app.decide(`${faces} ${student.label}`, [() => api.confirmCrops(student.student_id, crops)]);
-  const splitOff = (text) => [() => api.split(own, crops, text)];
+  const is = (student) => decide(`${faces} ${student.label}`, [() => api.confirmCrops(student.student_id, crops)]);
   return {
     candidates: candidates(is),
-    named: (text, student) =>
-      student ? is(student) : app.decide(`${faces} ${text.trim()}`, splitOff(text)),
-    visitor: () => app.decide(`${faces} a visitor`, [...splitOff(), (made) => api.hide(made.student_id)]),
+    named: (text) =>
+      decide(`${faces} ${named(text)?.label ?? text.trim()}`, [
+        async () => {
+          const student = await known(text);
+          return student ? api.confirmCrops(student.student_id, crops) : api.split(own, crops, text);
+        },
+      ]),
+    visitor: () => decide(`${faces} a visitor`, [() => api.split(own, crops), (made) => api.hide(made.student_id)]),
     notAFace,
   };
 }

@@ -25,9 +25,14 @@ const app = {
   students: new Map(),
   faces: new Map(),
   sessions: new Map(),
+  /** Keys of the questions that are answered, until the class is read again. */
+  answered: new Set(),
+  /** The question that is looked at: it stays when the class is read anew, so that no answer is given to another one. */
+  looked: {},
   saving: false,
   decide,
-  refresh,
+  refreshed: () => reading,
+  say,
   render,
   readable,
   faceText,
@@ -50,9 +55,32 @@ async function findClass() {
   throw new api.ApiError(404, `There is no class ${className}. ${others}`);
 }
 
-async function refresh() {
-  app.classId ??= await findClass();
-  const review = await api.call("GET", `classes/${app.classId}/review/`);
+let reading = null;
+let wanted = 0;
+
+/** Read the class and show it. What is decided while it is read is read again: an older state is never shown. */
+function refresh() {
+  wanted++;
+  reading ??= readUntilNew();
+  return reading;
+}
+
+async function readUntilNew() {
+  try {
+    let read;
+    do {
+      read = wanted;
+      app.classId ??= await findClass();
+      const review = await api.call("GET", `classes/${app.classId}/review/`);
+      if (read === wanted) await show(review);
+    } while (read !== wanted);
+  } finally {
+    reading = null;
+  }
+}
+
+async function show(review) {
+  app.answered.clear();
   app.review = review;
   app.faces = new Map(review.faces.map((face) => [face.crop_id, face]));
   app.sessions = new Map(review.sessions.map((session) => [session.session_id, session]));
@@ -111,11 +139,12 @@ function readAddress() {
 
 async function render() {
   const { review } = app;
+  const open = review.questions.filter((question) => !app.answered.has(question.key));
   byId("class-name").textContent = review.class_name;
   document.title = `Review of ${review.class_name}`;
-  byId("summary").textContent = summary(review);
+  byId("summary").textContent = summary(review, open);
   const unnamed = review.students.filter((student) => student.kind === "unknown").length;
-  const counts = { questions: review.questions.length, names: unnamed };
+  const counts = { questions: open.length, names: unnamed };
   for (const link of document.querySelectorAll("nav a")) {
     const name = link.hash.slice(1);
     const title = name[0].toUpperCase() + name.slice(1);
@@ -127,6 +156,8 @@ async function render() {
   const typed = [...main.querySelectorAll("input[type=text][data-focus]")].map((input) => [input.dataset.focus, input.value]);
   const held = main.contains(document.activeElement) && document.activeElement !== main;
   const key = held && document.activeElement.dataset.focus;
+  const { selectionStart, selectionEnd, ariaExpanded } = document.activeElement;
+  const listed = ariaExpanded === "true";
   const shown = await VIEWS[view](app);
   main.replaceChildren(...shown);
   // What somebody has begun to write stays.
@@ -136,14 +167,19 @@ async function render() {
   }
   if (!held) return;
   const again = key && main.querySelector(`[data-focus="${CSS.escape(key)}"]`);
-  (again || main.querySelector("[data-next]") || main.querySelector("h2")).focus();
+  // Who reads on meanwhile stays where they are.
+  if (again) again.focus({ preventScroll: true });
+  else (main.querySelector("[data-next]") || main.querySelector("h2")).focus();
+  if (again?.type === "text") again.setSelectionRange(selectionStart, selectionEnd);
+  if (listed) again?.dispatchEvent(new Event("input"));
 }
 
-function summary(review) {
+function summary(review, open) {
+  const left = open.filter((question) => question.cells.length).length;
   const unnamed = review.students.filter((student) => student.kind === "unknown").length;
   const unsure = review.cells.filter((cell) => cell.status === "unsure").length;
   const parts = [
-    review.left && `${many(review.left, "question")} left`,
+    left && `${many(left, "question")} left`,
     unnamed && `${many(unnamed, "person", "people")} without a name`,
     unsure && `${many(unsure, "cell")} unsure`,
   ].filter(Boolean);
@@ -155,14 +191,16 @@ function summary(review) {
 
 /**
  * Have the server keep a decision of one click: steps are called one after the other with the answer of the one before,
- * and undone together. saved: forgets what was filled in for it. Returns whether all is kept; what failed can be tried again
- * from there, and nothing is lost.
+ * and undone together. saved: forgets what was filled in for it. question: the key of the one that it answers; the next one
+ * is shown at once, while the class is read. Returns whether all is kept; what failed can be tried again from there, and
+ * nothing is lost.
  */
-async function decide(title, steps, { saved = () => {}, previous = null } = {}) {
+async function decide(title, steps, { saved = () => {}, question = null, previous = null } = {}) {
   if (app.saving) return false;
   app.saving = true;
   byId("main").setAttribute("aria-busy", "true");
   showProblem();
+  api.because(byId("why").value);
   const ids = [];
   let failure = null;
   let next = 0;
@@ -178,13 +216,18 @@ async function decide(title, steps, { saved = () => {}, previous = null } = {}) 
   if (failure) {
     const rest = steps.slice(next);
     const missing = ids.length ? `${many(rest.length, "step")} of “${title}” not saved` : `Not saved: ${title}`;
-    showProblem(failure, missing, () => decide(title, rest, { saved, previous }));
+    showProblem(failure, missing, () => decide(title, rest, { saved, question, previous }));
   } else {
     saved();
+    closeWhy();
   }
   if (ids.length) {
     made.push({ title, ids });
-    await refreshOrSay();
+    const read = refreshOrSay();
+    if (question && !failure) {
+      app.answered.add(question);
+      await render();
+    } else await read;
     say(failure ? `Only a part is saved: ${title}.` : `Saved: ${title}.`);
   }
   app.saving = false;
@@ -198,6 +241,7 @@ async function undoLast() {
   if (app.saving) return undefined;
   app.saving = true;
   showProblem();
+  api.because(byId("why").value);
   let failure = null;
   try {
     while (last.ids.length) {
@@ -209,6 +253,9 @@ async function undoLast() {
     failure = error;
   }
   if (failure) showProblem(failure, `Not undone: ${last.title}`, undoLast);
+  else closeWhy();
+  // The question that is open again is asked, where it comes first.
+  app.looked = {};
   await refreshOrSay();
   app.saving = false;
   return say(failure ? `Not undone: ${last.title}.` : `Undone: ${last.title}.`);
@@ -257,6 +304,41 @@ function showProblem(error = null, what = "", retry = null) {
   );
 }
 
+// Where the focus goes back to from the reason.
+let before = null;
+
+function openWhy() {
+  before = document.activeElement;
+  byId("why-field").hidden = false;
+  byId("why-open").hidden = true;
+  byId("why").focus();
+}
+
+/** There is no reason any more, and its field is away. */
+function closeWhy() {
+  byId("why").value = "";
+  leaveWhy();
+  byId("why-field").hidden = true;
+  byId("why-open").hidden = false;
+}
+
+function leaveWhy() {
+  if (document.activeElement !== byId("why")) return;
+  const back = before?.isConnected && before.checkVisibility() && before !== document.body ? before : byId("main");
+  back.focus();
+}
+
+byId("why-open").addEventListener("click", openWhy);
+byId("why").addEventListener("keydown", (event) => {
+  if (event.key === "Escape" || (event.key === "Enter" && !event.target.value.trim())) closeWhy();
+  else if (event.key === "Enter") leaveWhy();
+  else return;
+  event.preventDefault();
+});
+new ResizeObserver(([{ target }]) =>
+  document.documentElement.style.setProperty("--footer", `${target.offsetHeight}px`),
+).observe(document.querySelector("footer"));
+
 // Who speaks to the browser, or types letters for another reason, can switch the keys off (WCAG 2.1.4).
 const KEYS_OFF = "attendansee-keys-off";
 byId("keys-on").checked = localStorage.getItem(KEYS_OFF) === null;
@@ -270,10 +352,11 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || writing || document.querySelector("dialog[open]")) return;
   if (!byId("keys-on").checked && event.key !== "?") return;
   const answer = /^[1-9]$/.test(event.key) && document.querySelector(`[data-answer="${event.key}"]`);
-  const pressed = answer || { "?": byId("keys"), u: byId("undo"), s: document.querySelector("[data-skip]") }[event.key];
+  const pressed = answer || { "?": byId("keys"), u: byId("undo"), w: byId("why-open"), s: document.querySelector("[data-skip]") }[event.key];
   if (!pressed) return;
   event.preventDefault();
-  if (pressed.tagName === "INPUT") pressed.focus();
+  if (pressed === byId("why-open")) openWhy();
+  else if (pressed.tagName === "INPUT") pressed.focus();
   else if (pressed === byId("undo")) undoLast();
   else pressed.click();
 });
