@@ -430,13 +430,24 @@ def _clean_up(data: Path) -> None:
 
 
 def _socket_dir(data: Path, account: _Account | None) -> Path:
-    """The data folder (0700) itself, or where its path cannot be a socket's, a new 0700 folder for temporary files."""
+    """The data folder (0700) itself, or where its path cannot be a socket's, a 0700 folder for temporary files.
+
+    The same one at each start, where nobody else has taken its name: a daemon goes on asking at the address it knows, and
+    did so for good after the server had been started anew in another folder.
+    """
     if len(os.fsencode(data)) <= _MAX_SOCKET_DIR and "," not in str(data):  # libpq takes a comma for a list of hosts
         return data
-    for parent in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - mkdtemp below makes it private
+    owner = os.geteuid() if account is None else account.uid
+    for parent in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - the folder in it is private
         short = len(os.fsencode(parent)) <= _MAX_SOCKET_DIR - 32 and "," not in str(parent)
         if short and (account is None or _works(account, _ENTER, parent)):
-            folder = Path(tempfile.mkdtemp(prefix="attendansee-", dir=parent))
+            folder = parent / f"attendansee-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+            try:
+                folder.mkdir(0o700)
+            except FileExistsError:
+                found = folder.lstat()
+                if not (stat.S_ISDIR(found.st_mode) and found.st_uid == owner and found.st_mode & 0o077 == 0):
+                    folder = Path(tempfile.mkdtemp(prefix="attendansee-", dir=parent))
             if account is not None:
                 os.chown(folder, account.uid, account.gid)
             return folder

@@ -272,6 +272,38 @@ def test_any_path_works(base: Path, template: Path, name: str) -> None:
     assert server.socket_dir.exists() == (server.socket_dir == server.data_dir)
 
 
+@pytest.fixture
+def far_away(base: Path, template: Path) -> Path:
+    """A database folder whose path is too long for a socket, so that the server has one below the temporary files."""
+    path = base / ("far " + "away " * 25)
+    subprocess.run(["cp", "-a", template, path], check=True)
+    return path
+
+
+def test_a_server_far_away_is_found_again_where_it_was(far_away: Path) -> None:
+    server = ensure(far_away)
+    assert server.socket_dir not in (far_away, *far_away.parents, server.data_dir)
+    assert stat.S_IMODE(server.socket_dir.stat().st_mode) == 0o700
+    os.kill(postmaster(server), signal.SIGKILL)
+    assert ensure(far_away) == server
+    assert query(server, "SELECT 1") == [(1,)]
+    assert stop(far_away)
+    assert not server.socket_dir.exists()
+    assert ensure(far_away) == server
+
+
+def test_a_socket_is_in_no_folder_that_others_may_enter(far_away: Path) -> None:
+    server = ensure(far_away)
+    assert stop(far_away)
+    server.socket_dir.mkdir(0o755)
+    try:
+        other = ensure(far_away)
+        assert other.socket_dir != server.socket_dir
+        assert stat.S_IMODE(other.socket_dir.stat().st_mode) == 0o700
+    finally:
+        server.socket_dir.rmdir()
+
+
 def test_a_new_database_below_an_awkward_path(base: Path) -> None:
     awkward = base / """a 'b' "c" $HOME `id` \\ %41, é""" / ("long" * 30) / "postgres"
     assert query(ensure(awkward), "SELECT 1") == [(1,)]
