@@ -566,14 +566,12 @@ class _Reader:
             )
         else:
             face = self.faces[cell.nearest_id]
-            (photo,) = [photo for photo in self.photos[cell.session_id] if photo.image_id == face.image_id]
             who = isolated(self.people[face.student_id].name) if face.student_id is not None else None
             became = "It shows nobody known." if who is None else f"It was taken for {who}."
             if face.state == "unsure":
                 became = f"It is in doubt whether it shows {who}."
-            number = [other.crop_id for other in photo.faces].index(face.crop_id) + 1
             yield (
-                f"Nearest to {name} came face {number} from the left in {photo.file_name}: similarity "
+                f"Nearest to {name} came {self._place(face)}: similarity "
                 f"{_beside_limit(face.runner_up_similarity or 0, self.threshold)}. {became}"
             )
         for unknown_id, likenesses in self.likenesses.items():
@@ -586,13 +584,20 @@ class _Reader:
                     f"The unknown person {isolated(self.people[unknown_id].name)} is most like {name}: similarity "
                     f"{_beside_limit(similarity, self.threshold)}."
                 )
-        if rejected := sum(cell.student_id in face.rejected_ids for face in faces):
-            they_are = "it is" if rejected == 1 else "they are"
-            yield f"A person has said of {_many(rejected, 'face')} that {they_are} not {name}."
-        if nobody := sum(f.student_id is None and f.decider is not None and f.decider.by == "person" for f in faces):
-            yield f"A person has said of {_many(nobody, 'face')}: nobody of the class, or no face."
-        if unknown := sum(face.state == "unknown" for face in faces):
-            yield f"{_many(unknown, 'face')} of this session {'shows' if unknown == 1 else 'show'} nobody known."
+        for face in faces:
+            if cell.student_id in face.rejected_ids:
+                yield f"A person has said of {self._place(face)} that it is not {name}."
+        set_aside = [f for f in faces if f.student_id is None and f.decider is not None and f.decider.by == "person"]
+        for face in set_aside:
+            yield f"Of {self._place(face)}: {_by_person(face, name)}"
+        if unknown := sum(face.state == "unknown" for face in faces if face not in set_aside):
+            yield f"{_many(unknown, 'other face' if set_aside else 'face')} of this session {'shows' if unknown == 1 else 'show'} nobody known."
+
+    def _place(self, face: Face) -> str:
+        """Where a face of a session is, in words."""
+        (photo,) = [photo for photo in self.photos[face.session_id] if photo.image_id == face.image_id]
+        number = [other.crop_id for other in photo.faces].index(face.crop_id) + 1
+        return f"face {number} from the left in {photo.file_name}"
 
     def _why_unknown(self, student_id: int) -> Iterator[str]:
         """Why an unknown person is none of the named students: who comes nearest now, and what speaks against it."""
@@ -819,11 +824,13 @@ def explain_face(found: Review, face: Face) -> str:
     if face.student_id is None:
         sentences = _why_nobody(found, face)
     elif face.decider.by == "cluster":
-        # Only what is alone in its group has no similarity to the group.
-        others = f"no other face, as {who}"
         if face.similarity is not None:
-            others = f"other faces of {who}, mean similarity {face.similarity:.2f}"
-        sentences = [f"Grouped with {others}."]
+            sentences = [f"Grouped with other faces of {who}, mean similarity {face.similarity:.2f}."]
+        elif face.state == "unknown":
+            sentences = ["Like no other face: alone in its group."]
+        else:
+            before = f"it was {who} before, or a person has named its group so, or merged it"
+            sentences = [f"Alone in its group, so that no similarity is known: {before}."]
     else:
         sentences = [_comparison(found, face, who)]
     if face.state == "unsure":
