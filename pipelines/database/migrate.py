@@ -17,7 +17,7 @@ def migrate(url: str) -> str:
     """Upgrade the database at `url` (libpq form) to the newest revision, one process at a time; returns the revision.
 
     Models that people have added get their tables, which are in no revision. Raises DatabaseError for a database that a
-    newer version of this software has migrated.
+    newer version of this software has migrated, and where the role may not make the extension or the tables.
     """
     import sqlalchemy
     from alembic import command
@@ -42,6 +42,14 @@ def migrate(url: str) -> str:
                 with engine.begin() as connection:
                     config.attributes["connection"] = connection
                     command.upgrade(config, "head")
+            except sqlalchemy.exc.ProgrammingError as error:
+                if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                    raise
+                reason = str(error.orig).splitlines()[0]
+                raise DatabaseError(
+                    f"The database's tables cannot be made ({reason}): have the role of DATABASE_URL own the database, and "
+                    "a superuser run CREATE EXTENSION vector in it."
+                ) from None
             finally:
                 engine.dispose()
     with psycopg.connect(url) as tables:

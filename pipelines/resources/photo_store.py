@@ -406,7 +406,8 @@ class _RemoteRoot:
                 return
 
     def _path(self, path: str) -> str:
-        return f"{self.base}/{path}" if path else self.base
+        # An archive's own root has no name, and its members none that begins with a slash.
+        return f"{self.base}/{path}" if self.base and path else self.base or path
 
 
 _Root = _LocalRoot | _RemoteRoot

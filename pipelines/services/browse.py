@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from pipelines.database import browse
 from pipelines.errors import UnknownIdError
 from pipelines.resources.database import Database
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.decision_log import DecisionLog, read_decisions
+
+# Without an offset it is no "date-time" as JSON Schema has it (RFC 3339), and strict clients refused every dated photo.
+LocalTime = Annotated[datetime, WithJsonSchema({"type": "string", "examples": ["2026-09-07T10:00:00"]})]
 
 
 class ClassItem(BaseModel):
@@ -46,7 +49,9 @@ class ImageItem(BaseModel):
     width: int | None
     height: int | None
     size_bytes: int
-    taken_at: datetime | None = Field(description="By the photo's EXIF data, in the camera's own time.")
+    taken_at: LocalTime | None = Field(
+        description="By the photo's EXIF data, in the camera's own time, of no known zone."
+    )
     student_id: int | None = Field(description="Whose portrait it is.")
     refused_reason: str | None = Field(description="Why it cannot be used.")
     searched: bool = Field(description="Whether it was searched for faces.")

@@ -63,12 +63,12 @@ class ClusteringParameters(_IdentityParameters):
         default=50,
         ge=1,
         le=200,
-        description="Bound on the number of clusters; where it bites, people are merged, at last even two faces of one "
+        description="Bound on the number of clusters, 1 to 200; where it bites, people are merged, at last even two faces of one "
         "photo, of which one then needs a review. Only confirmed students stay apart: there may be as many clusters as "
         "there are of them.",
     )
     similarity_threshold: float = Field(
-        default=0.5, ge=0, le=1, description="Mean similarity from which on faces are one person."
+        default=0.5, ge=0, le=1, description="Mean similarity from which on faces are one person, 0 to 1."
     )
     create_students: bool = Field(default=True, description="Make a provisional student for each new person.")
     assign_crops: bool = Field(default=True, description="Assign the crops of a cluster to its student.")
@@ -85,12 +85,18 @@ class ClassClusteringParameters(ClusteringParameters):
 class AssignmentParameters(_IdentityParameters):
     """How crops are matched with the class's identified crops."""
 
-    k: int = Field(default=5, ge=1, le=20, description="Nearest identified crops that may vote.")
+    k: int = Field(default=5, ge=1, le=20, description="Nearest identified crops that may vote, 1 to 20.")
     similarity_threshold: float = Field(
-        default=0.6, ge=0, le=1, description="Similarity from which on an identified crop may vote."
+        default=0.6, ge=0, le=1, description="Similarity from which on an identified crop may vote, 0 to 1."
     )
-    use_voting: bool = Field(default=True, description="Majority of the k nearest; false: the best match only.")
-    auto_commit: bool = Field(default=True, description="Write the result; false: only suggest it.")
+    use_voting: bool = Field(
+        default=True,
+        description="Majority of the k nearest, in need of a review where another student's best match is as good; "
+        "false: the best match only.",
+    )
+    auto_commit: bool = Field(
+        default=True, description="Write the result; false: only suggest it (vectors that were missing are kept)."
+    )
 
 
 def checked(kind: type[P], **values: Any) -> P:

@@ -54,6 +54,7 @@ def school(embedded_class, database) -> School:
         crops |= {(session, *place): crop_id for place, crop_id in made.items()}
     with database.connection() as connection:
         connection.execute("UPDATE classes SET active_model = 'dlib'")
+        connection.execute("UPDATE images SET taken_at = '2026-09-07 10:00'")  # as most cameras say
         sessions = dict(connection.execute("SELECT name, id FROM sessions").fetchall())
         (class_id,) = connection.execute("SELECT id FROM classes").fetchone()
     return School(class_id, sessions, crops, students)

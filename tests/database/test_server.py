@@ -1,6 +1,7 @@
 """The URLs derived from the settings, and Dagster's storage behind them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import sqlalchemy
 
 from pipelines.database import embedded
+from pipelines.database.migrate import current_revision, migrate
 from pipelines.database.server import check_server, dagster_url, database_url
 from pipelines.errors import DatabaseError
 from pipelines.settings import PROJECT_ROOT, Settings, get_settings
@@ -140,6 +142,19 @@ def test_a_role_that_may_not_create_databases_is_told_what_to_do(settings: Setti
     execute(admin, str(caught.value).split("run ")[1].rstrip("."))  # the remedy as it is written
     assert "teacher@/dagster" in dagster_url(limited)
     execute(admin, "DROP DATABASE dagster", "DROP ROLE teacher")
+
+
+def test_a_role_that_may_not_make_the_extension_is_told_what_to_do(settings: Settings) -> None:
+    admin = database_url(settings)
+    execute(admin, "CREATE ROLE teacher LOGIN", "CREATE DATABASE school OWNER teacher")
+    theirs = admin.replace("postgres@", "teacher@", 1).replace("/attendansee?", "/school?")
+    with pytest.raises(DatabaseError, match="permission denied to create extension") as caught:
+        migrate(theirs)
+    remedy = re.search("CREATE EXTENSION vector", str(caught.value))
+    assert remedy is not None
+    execute(theirs.replace("teacher@", "postgres@"), remedy[0])
+    assert migrate(theirs) == current_revision(theirs)
+    execute(admin, "DROP DATABASE school", "DROP ROLE teacher")
 
 
 @pytest.mark.parametrize(

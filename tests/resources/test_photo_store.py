@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -164,6 +165,15 @@ def test_one_class_or_session_can_be_listed(place: Place) -> None:
         place.store.list_photos("../math")
     with pytest.raises(BadNameError):
         place.store.list_photos("math", "a b")
+
+
+@pytest.mark.parametrize("inside", ["", "photos"])
+def test_the_root_may_be_an_archive_or_a_folder_in_it(tmp_path: Path, inside: str) -> None:
+    with zipfile.ZipFile(tmp_path / "term.zip", "w") as archive:
+        archive.writestr(f"{inside}/Math101/s1/a.jpg".lstrip("/"), b"a photo")
+    store = PhotoStore(photos=f"zip://{inside}::file://{tmp_path}/term.zip", crops="memory://crops")
+    assert [photo.path for photo in store.scan().photos] == ["Math101/s1/a.jpg"]
+    assert store.read("Math101/s1/a.jpg") == b"a photo"
 
 
 def test_an_empty_root_is_an_empty_listing(place: Place) -> None:
