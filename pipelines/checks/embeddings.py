@@ -32,7 +32,10 @@ def build_embedding_check(spec: ModelSpec) -> dg.AssetChecksDefinition:
                 usable = [crop.id for crop in crops.session_crops(connection, session.id) if crop.usable]
                 ids, vectors = crops.read_embeddings(connection, spec.name, version, usable, spec.dimension)
             missing = [f"crop {crop_id} has no embedding" for crop_id in sorted(set(usable) - set(ids))]
-            return missing + [f"crop {ids[row]}: {defect}" for row, defect in defects(vectors, spec.dimension).items()]
+            return missing + [
+                f"crop {ids[row]}: {defect} (materialize face_embeddings with force_regenerate to compute it anew)"
+                for row, defect in defects(vectors, spec.dimension).items()
+            ]
 
         return check_each_session(context, unsound, severity=dg.AssetCheckSeverity.ERROR, version=version)
 

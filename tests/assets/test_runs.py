@@ -101,6 +101,7 @@ def test_a_spoilt_vector_stops_the_run_before_anybody_is_assigned_by_it(run, dat
     (failed,) = [check for check in result.get_asset_check_evaluations() if not check.passed]
     assert failed.check_name == "every_usable_crop_has_a_sound_embedding"
     assert "norm" in (failed.description or "")
+    assert "force_regenerate" in (failed.description or "")
     assert metadata(result, "dlib", "student_assignments") == {}
 
 
