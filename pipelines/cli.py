@@ -77,6 +77,7 @@ def run_photos(
     from pipelines.resources.embedding_models import EmbeddingModels
     from pipelines.resources.photo_store import PhotoStore
     from pipelines.runner import plan, process
+    from pipelines.sensors.scan import missing_sessions
     from pipelines.services.attendance import AttendanceService
 
     console = Console(stderr=True)
@@ -89,6 +90,8 @@ def run_photos(
     database = Database()
     with database.connection() as connection:
         active, registered = catalog.active_models(connection), catalog.session_keys(connection)
+    for folder in missing_sessions(listing, registered):
+        console.print(escape(folder.reason), style="yellow")
     work = plan(
         listing,
         registered,
@@ -101,7 +104,7 @@ def run_photos(
     embedding_models = EmbeddingModels.from_settings(settings)
     for name in sorted(set(models.values())):
         embedding_models.require(name)
-    failed = skipped = 0
+    skipped, failed = 0, set()
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -124,21 +127,28 @@ def run_photos(
             progress.advance(task)
             skipped += outcome.skipped
             if outcome.reason:
-                failed += 1
+                failed.add(outcome.name)
                 progress.console.print(f"[red]{outcome.name} failed:[/] {escape(outcome.reason)}", highlight=False)
         progress.update(task, description="done", completed=len(work))
-    console.print(
-        f"{len(work) - skipped} of {len(work)} sessions processed"
-        + (f" ({failed} runs failed)" if failed else "")
-        + ", the others have not changed."
-    )
+    console.print(_summary(len(work), skipped, failed & {str(item.key) for item in work}))
     for name, of_class in models.items():
         try:
             print_register(AttendanceService(database, of_class).register(name))
         except AttendanseeError as error:
             console.print(escape(str(error)), style="red")
-        print_refusals(console, database, name)
+        print_remarks(console, database, name)
     return not failed
+
+
+def _summary(sessions: int, skipped: int, failed: set[str]) -> str:
+    """How many of the sessions were processed, had not changed, and failed."""
+    processed = sessions - skipped - len(failed)
+    parts = [f"{processed} of {sessions} sessions processed"]
+    if skipped:
+        parts.append(f"{skipped} had not changed")
+    if failed:
+        parts.append(f"{len(failed)} failed and will be tried again by the next `attendansee run`")
+    return ", ".join(parts) + "."
 
 
 def print_register(register: Any) -> None:
@@ -176,16 +186,16 @@ def print_register(register: Any) -> None:
         )
 
 
-def print_refusals(console: Any, database: Any, class_name: str) -> None:
-    """Every photo of the class that could not be used, with its reason."""
-    from rich.markup import escape
-
+def print_remarks(console: Any, database: Any, class_name: str) -> None:
+    """Why files of the class could not be used, and which may lie in the wrong place."""
     from pipelines.database import catalog
 
     with database.connection() as connection:
-        refused = catalog.refused_photos(connection, class_name)
-    for reason in refused:
-        console.print(f"[yellow]not used:[/] {escape(reason)}", highlight=False)
+        if class_name not in catalog.class_names(connection):
+            return
+        remarks = catalog.file_remarks(connection, class_name)
+    for remark in remarks:
+        console.print(remark, style="yellow", markup=False, highlight=False)
 
 
 @main.command()

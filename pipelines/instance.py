@@ -28,6 +28,7 @@ _STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagste
 # Runs that process something or will. NOT_STARTED is left out: the daemon queues what a sensor requested before its next
 # tick, so such a run was abandoned.
 UNFINISHED = [dg.DagsterRunStatus.QUEUED, *_STARTED]
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def prepare_dagster_home(settings: Settings) -> Path:

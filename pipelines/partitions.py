@@ -17,6 +17,8 @@ SEPARATOR = "__"
 # What runs carry, whoever starts them: the class that they process, and the embedding model where it is one.
 CLASS_TAG = "attendansee/class"
 MODEL_TAG = "attendansee/model"
+# And what a session's photos, its class's portraits and the settings were when the run was asked for.
+FINGERPRINT_TAG = "attendansee/fingerprint"
 
 sessions = dg.DynamicPartitionsDefinition(name="sessions")
 classes = dg.DynamicPartitionsDefinition(name="classes")

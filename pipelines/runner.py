@@ -9,15 +9,13 @@ import dagster as dg
 
 from pipelines.database import catalog, lineages
 from pipelines.errors import AttendanseeError
-from pipelines.instance import process_tag
-from pipelines.partitions import CLASS_TAG, ENROL, SessionKey, classes, sessions
+from pipelines.instance import FINISHED, process_tag
+from pipelines.partitions import CLASS_TAG, FINGERPRINT_TAG, SessionKey, classes, sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding_models import EmbeddingModels
-from pipelines.resources.photo_store import Listing, PhotoStore, fingerprint
-from pipelines.sensors.scan import by_session
+from pipelines.resources.photo_store import Listing, PhotoStore
+from pipelines.sensors.scan import by_session, content_fingerprints
 from pipelines.services.coverage import read_coverage
-
-FINGERPRINT_TAG = "attendansee/fingerprint"
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """One session to process, with the fingerprint of its photos and its class's portraits.
-
-    The model is no part of it: a class that has switched its model was processed by the new one before.
-    """
+    """One session to process; fingerprint: see `content_fingerprints`."""
 
     key: SessionKey
     model: str
@@ -52,31 +47,25 @@ def plan(
     """The sessions of the listing in the order to process them: a class's portraits first, then its sessions by name.
 
     registered: sessions that were processed before. model_of names the embedding model of a class.
-    configuration: names the settings that change what is found, so that a changed one makes every session new. Raises AttendanseeError where the given class or session is not there.
+    configuration: see `content_fingerprints`. Raises AttendanseeError where the given class or session is not there.
     """
-    fingerprints = {key: fingerprint(files) for key, files in by_session(listing).items()}
+    files_of = by_session(listing)
     # The last photo of a session was removed: its faces must not count any longer. A folder that is gone altogether
     # (unmounted, moved) says nothing.
-    fingerprints |= {key: fingerprint([]) for key in listing.sessions if key not in fingerprints and key in registered}
+    files_of |= {key: [] for key in listing.sessions if key not in files_of and key in registered}
+    fingerprints = content_fingerprints(files_of, configuration)
     wanted = [
         key
         for key in sorted(fingerprints, key=lambda key: (key.class_name, not key.is_enrolment, key.session_name))
         if class_name in (None, key.class_name) and (session_name in (None, key.session_name) or key.is_enrolment)
     ]
     if not fingerprints:
-        raise AttendanseeError("No photos were found: put them in folders <class>/<session>/ below the photo root.")
+        found = "No photos that can be used were found" if listing.bad_folders else "No photos were found"
+        raise AttendanseeError(f"{found}: put them in folders <class>/<session>/ below the photo root.")
     if not any(session_name in (None, key.session_name) for key in wanted):
         there = ", ".join(sorted(str(key) for key in fingerprints))
         raise AttendanseeError(f"No photos match the class and session given: choose among these sessions ({there}).")
-    return [
-        # New portraits make a class's sessions new too: they give names to faces.
-        Work(
-            key,
-            model_of(key.class_name),
-            f"{fingerprints[key]}:{fingerprints.get(SessionKey(key.class_name, ENROL), '')}:{configuration}",
-        )
-        for key in wanted
-    ]
+    return [Work(key, model_of(key.class_name), fingerprints[key]) for key in wanted]
 
 
 def process(
@@ -145,7 +134,7 @@ def _tags(item: Work) -> dict[str, str]:
 
 
 def _is_done(instance: dg.DagsterInstance, database: Database, item: Work, covers: Callable[[Work], bool]) -> bool:
-    """Whether the session's latest successful run saw the photos as they are now, and the model has processed them.
+    """Whether the session's latest run succeeded on the photos as they are now, and the model has processed them.
 
     Where that run was another model's, before the class switched, or the model's lineage has been deleted since, what the
     lineage `covers` tells.
@@ -155,7 +144,9 @@ def _is_done(instance: dg.DagsterInstance, database: Database, item: Work, cover
     names = {item.model, *processed_by}
     records = [record for name in names for record in _latest_run(instance, f"process_session_{name}", item.key)]
     latest = max(records, key=lambda record: record.storage_id, default=None)
-    if latest is None or latest.dagster_run.tags.get(FINGERPRINT_TAG) != item.fingerprint:
+    if latest is None or not latest.dagster_run.is_success:  # Such as a second look that was cut off.
+        return False
+    if latest.dagster_run.tags.get(FINGERPRINT_TAG) != item.fingerprint:
         return False
     is_own = item.model in processed_by and latest.dagster_run.job_name == f"process_session_{item.model}"
     return is_own or covers(item)
@@ -171,15 +162,9 @@ def _covered_sessions(database: Database, class_name: str, model: str, version: 
 
 
 def _latest_run(instance: dg.DagsterInstance, job_name: str, key: SessionKey) -> Sequence[dg.RunRecord]:
-    """The session's latest successful run of a job, if there is one."""
-    return instance.get_run_records(
-        dg.RunsFilter(
-            job_name=job_name,
-            tags={"dagster/partition": str(key)},
-            statuses=[dg.DagsterRunStatus.SUCCESS],
-        ),
-        limit=1,
-    )
+    """The session's latest run of a job that has ended, if there is one."""
+    ended = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": str(key)}, statuses=FINISHED)
+    return instance.get_run_records(ended, limit=1)
 
 
 def _execute(

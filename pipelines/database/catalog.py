@@ -1,5 +1,6 @@
 """Classes, sessions, students and photos."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -427,12 +428,36 @@ def refuse_image(connection: Connection, image_id: int, reason: str) -> None:
     connection.execute("UPDATE images SET refused_reason = %s WHERE id = %s", [reason, image_id])
 
 
-def refused_photos(connection: Connection, class_name: str) -> list[str]:
-    """Why each of the class's present photos that cannot be used was refused, by path."""
+def record_remarks(connection: Connection, session_id: int, remarks: Sequence[str]) -> None:
+    """Keep the sentences about a session's files that no photo's row can say, in place of the earlier ones."""
+    connection.execute("UPDATE sessions SET remarks = %s WHERE id = %s", [list(remarks), session_id])
+
+
+def file_remarks(connection: Connection, class_name: str) -> list[str]:
+    """What people should know of a class's photos: why some cannot be used, and which may lie in the wrong place."""
+    class_id = find_class(connection, class_name)
     rows = connection.execute(
-        """SELECT i.refused_reason FROM images i
-        JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id
-        WHERE c.name = %s AND i.removed_at IS NULL AND i.refused_reason IS NOT NULL ORDER BY i.path""",
-        [class_name],
+        """WITH present AS (
+            SELECT i.*, s.is_enrolment FROM images i JOIN sessions s ON s.id = i.session_id
+            WHERE s.class_id = %(class)s AND i.removed_at IS NULL
+        )
+        SELECT remark FROM (
+            SELECT 1 AS part, refused_reason AS remark, path AS place FROM present WHERE refused_reason IS NOT NULL
+            UNION ALL
+            SELECT 2, st.name || ' has no portrait that can be used, so nobody is recognised as ' || st.name
+                || ': add one, or name a face by hand.', st.name
+            FROM students st JOIN present p ON p.student_id = st.id
+            WHERE st.merged_into IS NULL
+            AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.student_id = st.id)
+            AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = st.id)
+            GROUP BY st.id HAVING bool_and(p.refused_reason IS NOT NULL)
+            UNION ALL
+            SELECT 3, remark, s.name FROM sessions s, unnest(s.remarks) AS remark WHERE s.class_id = %(class)s
+            UNION ALL
+            SELECT 4, string_agg(path, ' and ' ORDER BY path)
+                || ' are one photo, which counts in each session: remove it where it does not belong.', min(path)
+            FROM present WHERE NOT is_enrolment AND refused_reason IS NULL GROUP BY sha256 HAVING count(*) > 1
+        ) remarks ORDER BY part, place""",
+        {"class": class_id},
     )
-    return [reason for (reason,) in rows]
+    return [remark for (remark,) in rows]

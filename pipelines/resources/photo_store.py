@@ -6,6 +6,7 @@ Layout of the photo root:
     <class>/enrol/<student name>/*.jpg several of them
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -29,6 +30,15 @@ from pipelines.partitions import ENROL, BadNameError, SessionKey, session_key
 from pipelines.settings import Settings
 
 PHOTO_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp"})
+# Pictures and films that cameras and phones write and that are not read; without a word about them a class whose phone
+# takes HEIC would wait for its attendance for ever.
+# fmt: off
+UNREAD_SUFFIXES = frozenset({
+    "heic", "heif", "hif", "avif", "gif", "jxl", "jp2", "j2k", "svg", "psd", "pdf",
+    "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "raw",
+    "mov", "mp4", "m4v", "avi", "3gp",
+})
+# fmt: on
 SESSION_FILE = "session.yaml"
 CROP_JPEG_QUALITY = 95
 
@@ -36,6 +46,7 @@ CROP_JPEG_QUALITY = 95
 _MODIFIED_KEYS = ("mtime", "modified", "LastModified", "last_modified", "updated")
 # What NAS systems and archive programs leave beside photos; the rest of the litter starts with '.' or '~'.
 _LITTER = frozenset({"@eaDir", "__MACOSX"})
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,17 @@ class Listing:
     sessions: list[SessionKey] = field(default_factory=list)
     bad_folders: list[BadFolder] = field(default_factory=list)
 
+    def add(self, other: "Listing") -> None:
+        """Append what another listing holds."""
+        self.photos += other.photos
+        self.session_files += other.session_files
+        self.sessions += other.sessions
+        self.bad_folders += other.bad_folders
+
+
+class _UnreadableFolderError(PhotoStoreError):
+    """A folder that nobody may list, while others can be."""
+
 
 def fingerprint(files: Iterable[PhotoFile]) -> str:
     """16 hex digits over the paths, sizes and times of the files, in any order; reads no file."""
@@ -102,27 +124,39 @@ class PhotoStore(dg.ConfigurableResource):
     def scan(self, class_name: str | None = None, session_name: str | None = None) -> Listing:
         """List the photo root, or one class or session of it.
 
-        Raises PhotoStoreError where a folder cannot be listed, a named one that is missing included: whoever asks
-        must never mistake that for "all photos were removed". Raises BadNameError for an argument that cannot be a key.
+        A class of which a folder may not be listed is a bad folder, and nothing of it is in the listing. Raises
+        PhotoStoreError where the photo root or the named class cannot be listed, a folder vanishes meanwhile, or the
+        disk or network fails: whoever asks must never mistake that for "all photos were removed". Raises BadNameError
+        for an argument that cannot be a key.
         """
-        if class_name is not None:
-            session_key(class_name, session_name or ENROL)
         root = self._photo_root()
         listing = Listing()
-        class_names = [class_name] if class_name is not None else self._folders(root, "", listing)
-        for found_class in class_names:
+        if class_name is not None:
+            session_key(class_name, session_name or ENROL)
+            self._scan_class(root, class_name, session_name, listing)
+            return listing
+        for found_class in self._folders(root, "", listing):
             if not _usable(found_class, ENROL, found_class, listing):
                 continue
-            if class_name is not None and session_name is not None:
-                session_names = [session_name]
+            found = Listing()
+            try:
+                self._scan_class(root, found_class, session_name, found, named=False)
+            except _UnreadableFolderError as error:
+                # Half a class would be wrong: without its portraits everybody in it would become somebody unknown.
+                reason = f"The class {found_class!r} is left out. {error}"
+                listing.bad_folders.append(BadFolder(f"{found_class}/", reason))
             else:
-                session_names = self._folders(root, found_class, listing)
-            for found_session in session_names:
-                if session_name in (None, found_session) and _usable(
-                    found_class, found_session, f"{found_class}/{found_session}", listing
-                ):
-                    self._scan_session(root, SessionKey(found_class, found_session), listing)
+                listing.add(found)
         return listing
+
+    def _scan_class(
+        self, root: "_Root", class_name: str, session_name: str | None, listing: Listing, *, named: bool = True
+    ) -> None:
+        """Add what lies in a class, or in one session of it; named: the session is meant to be there."""
+        names = [session_name] if session_name and named else self._folders(root, class_name, listing)
+        for name in names:
+            if session_name in (None, name) and _usable(class_name, name, f"{class_name}/{name}", listing):
+                self._scan_session(root, SessionKey(class_name, name), listing)
 
     def list_photos(self, class_name: str | None = None, session_name: str | None = None) -> Iterator[PhotoFile]:
         """The photos of `scan`, for callers who do not report bad folders; raises the same errors, at once."""
@@ -147,9 +181,9 @@ class PhotoStore(dg.ConfigurableResource):
             ) from error
 
     def session_date(self, class_name: str, session_name: str) -> date | None:
-        """The date in the session's session.yaml (`date: 2026-09-01`); None without the file or the entry.
+        """The date in the session's session.yaml (`date: 2026-09-01`); None without the file, or where it is empty.
 
-        Raises PhotoStoreError naming the file where it holds something else.
+        Raises PhotoError naming the file where it holds something else.
         """
         key = session_key(class_name, session_name)
         path = f"{key.class_name}/{key.session_name}/{SESSION_FILE}"
@@ -161,10 +195,15 @@ class PhotoStore(dg.ConfigurableResource):
             # RecursionError: a file of thousands of opening brackets.
             content = yaml.safe_load(data)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise PhotoStoreError(f"{path} is not valid YAML: write the date as `date: 2026-09-01`.") from error
+            raise PhotoError(f"{path} is not valid YAML: write the date as `date: 2026-09-01`.") from error
         if content is None:
             return None
-        held_on = content.get("date") if isinstance(content, dict) else content
+        if isinstance(content, dict):
+            # `Date:` or `day:` must not leave the session without its date in silence.
+            misnamed = any(isinstance(value, date) for value in content.values())
+            held_on = content.get("date", "" if misnamed else None)
+        else:
+            held_on = content
         if isinstance(held_on, datetime):
             return held_on.date()
         if held_on is None or isinstance(held_on, date):
@@ -172,7 +211,7 @@ class PhotoStore(dg.ConfigurableResource):
         try:
             return date.fromisoformat(held_on)
         except (TypeError, ValueError) as error:
-            raise PhotoStoreError(f"{path} does not give a date: write it as `date: 2026-09-01`.") from error
+            raise PhotoError(f"{path} does not give a date: write it as `date: 2026-09-01`.") from error
 
     def write_crop(self, key: str, rgb: NDArray[np.uint8]) -> str:
         """Keep a face crop as JPEG and return its path for `read_crop`; the same key replaces the crop.
@@ -206,6 +245,19 @@ class PhotoStore(dg.ConfigurableResource):
                 "or restore the folder."
             ) from error
 
+    def crop_paths(self, folder: str) -> set[str]:
+        """Paths of the crops that are kept in a folder; none where there is no such folder."""
+        relative = _relative(folder)
+        try:
+            return {f"{relative}/{entry.name}" for entry in self._crop_root().entries(relative)}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise PhotoStoreError(
+                f"The crops in {folder!r} of {self.crops} cannot be listed ({_why(error)}): check ATTENDANSEE_HOME and "
+                "its permissions."
+            ) from error
+
     def delete_crop(self, path: str) -> None:
         """Erase a crop; one that is gone already is no error. Raises PhotoStoreError where it cannot be erased."""
         try:
@@ -232,7 +284,9 @@ class PhotoStore(dg.ConfigurableResource):
         except FileNotFoundError as error:
             raise PhotoStoreError(f"{place} does not exist: create or mount it, or set ATTENDANSEE_PHOTOS.") from error
         except OSError as error:
-            raise PhotoStoreError(
+            # Its own fault, not that of a network or a disk that is failing.
+            its_own = isinstance(error, PermissionError) or error.errno == errno.ELOOP
+            raise (_UnreadableFolderError if its_own else PhotoStoreError)(
                 f"{place} cannot be listed ({_why(error)}): check that it is a folder, its permissions "
                 "and the connection."
             ) from error
@@ -253,10 +307,14 @@ class PhotoStore(dg.ConfigurableResource):
     def _scan_session(self, root: "_Root", key: SessionKey, listing: Listing) -> None:
         folder = f"{key.class_name}/{key.session_name}"
         listing.sessions.append(key)
-        for entry in self._entries(root, folder):
+        entries = self._entries(root, folder)
+        _report_unread(folder, entries, listing)
+        for entry in entries:
             path = f"{folder}/{entry.name}"
             if entry.is_folder and key.is_enrolment:
-                for portrait in self._entries(root, path):
+                portraits = self._entries(root, path)
+                _report_unread(path, portraits, listing)
+                for portrait in portraits:
                     _add_file(key, path, portrait, entry.name, listing)
             elif entry.name == SESSION_FILE and not entry.is_folder:
                 listing.session_files.append(PhotoFile(*key, path, None, entry.size, entry.modified))
@@ -281,6 +339,18 @@ def _add_file(key: SessionKey, folder: str, entry: "_Entry", student: str | None
             listing.photos.append(PhotoFile(*key, path, student, entry.size, entry.modified))
 
 
+def _report_unread(folder: str, entries: "list[_Entry]", listing: Listing) -> None:
+    """Report the pictures of a folder that are in no format that is read, as one."""
+    unread = [entry.name for entry in entries if not entry.is_folder and _suffix(entry) in UNREAD_SUFFIXES]
+    if unread:
+        shown = ", ".join(map(repr, unread[:_NAMES_SHOWN])) + (", ..." if len(unread) > _NAMES_SHOWN else "")
+        reason = (
+            f"{len(unread)} {'files' if len(unread) > 1 else 'file'} in {folder!r} cannot be read and "
+            f"{'are' if len(unread) > 1 else 'is'} left out ({shown}): save as JPEG or PNG, one photo a file."
+        )
+        listing.bad_folders.append(BadFolder(_printable(f"{folder}/{unread[-1]}"), _printable(reason)))
+
+
 def _usable(class_name: str, session_name: str, path: str, listing: Listing) -> bool:
     try:
         session_key(class_name, session_name)
@@ -295,7 +365,11 @@ def _is_litter(name: str) -> bool:
 
 
 def _is_photo(entry: "_Entry") -> bool:
-    return not entry.is_folder and entry.name.rpartition(".")[2].lower() in PHOTO_SUFFIXES
+    return not entry.is_folder and _suffix(entry) in PHOTO_SUFFIXES
+
+
+def _suffix(entry: "_Entry") -> str:
+    return entry.name.rpartition(".")[2].lower()
 
 
 def _printable(path: str) -> str:

@@ -4,15 +4,16 @@ import base64
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipelines.partitions import ENROL, SessionKey
+from pipelines.partitions import ENROL, SessionKey, parse_session_key
 from pipelines.resources.photo_store import BadFolder, Listing, PhotoFile, fingerprint
 
 CURSOR_VERSION = 1
 REQUESTS_PER_TICK = 25
+_NAMES_SHOWN = 5
 
 
 class Known(NamedTuple):
@@ -93,12 +94,14 @@ def diff(
     settle_seconds: float,
     running: Collection[str] = (),
     blocked: Collection[str] = (),
+    processed: Collection[SessionKey] = (),
     budget: int = REQUESTS_PER_TICK,
 ) -> ScanResult:
     """Compare the photo root with what is remembered, and decide what to process.
 
     now: seconds since the epoch. running: keys of enrolment sessions whose runs have not finished.
     blocked: names of classes that cannot be processed now; their sessions stay due.
+    processed: sessions that somebody else has had processed as they are now; they are remembered as requested.
     budget: most requests of one tick; the others stay due.
 
     A class's enrolment comes before its other sessions, and they wait until its run has finished: otherwise people
@@ -115,7 +118,8 @@ def diff(
 
     due: list[SessionRequest] = []
     waiting: list[SessionKey] = []
-    for key, is_settled in settled.items():
+    # An enrolment first, for what becomes of it decides about the others.
+    for key, is_settled in sorted(settled.items(), key=lambda item: not item[0].is_enrolment):
         session, enrolment, is_enrolled = known[str(key)], "", True
         if not key.is_enrolment:
             enrol_key = SessionKey(key.class_name, ENROL)
@@ -124,7 +128,9 @@ def diff(
                 is_requested = enrol_key not in settled or enrolment == enrol.version
                 is_enrolled = is_requested and str(enrol_key) not in running
         if (session.version, enrolment) != (session.requested, session.enrolment):
-            if is_settled and is_enrolled and key.class_name not in blocked:
+            if key in processed and is_enrolled:
+                known[str(key)] = session._replace(requested=session.version, enrolment=enrolment)
+            elif is_settled and is_enrolled and key.class_name not in blocked:
                 due.append(SessionRequest(key, session.version, enrolment))
             else:
                 waiting.append(key)
@@ -133,11 +139,12 @@ def diff(
     due.sort(key=lambda new: (not new.key.is_enrolment, known[str(new.key)].requested == new.version, new.key))
     for key, version, enrolment in due[:budget]:
         known[str(key)] = known[str(key)]._replace(requested=version, enrolment=enrolment)
+    bad_folders = [*listing.bad_folders, *missing_sessions(listing, map(parse_session_key, known))]
     return ScanResult(
         requests=due[:budget],
         waiting=sorted([*waiting, *(request.key for request in due[budget:])]),
-        bad_folders=[folder for folder in listing.bad_folders if folder.path not in state.reported],
-        state=State(known, frozenset(folder.path for folder in listing.bad_folders)),
+        bad_folders=[folder for folder in bad_folders if folder.path not in state.reported],
+        state=State(known, frozenset(folder.path for folder in bad_folders)),
     )
 
 
@@ -151,6 +158,36 @@ def by_session(listing: Listing) -> dict[SessionKey, list[PhotoFile]]:
         if key in files:
             files[key].append(file)
     return files
+
+
+def content_fingerprints(files_of: Mapping[SessionKey, list[PhotoFile]], configuration: str) -> dict[SessionKey, str]:
+    """What each session's run is about, for FINGERPRINT_TAG: its files, its class's portraits, and the settings.
+
+    configuration: names the settings that change what is found, so that a changed one makes every session new. New
+    portraits make a class's sessions new too, for they give names to faces. The model is no part of it: a class that
+    has switched its model was processed by the new one before.
+    """
+    own = {key: fingerprint(files) for key, files in files_of.items()}
+    portraits = {key.class_name: content for key, content in own.items() if key.is_enrolment and files_of[key]}
+    return {key: f"{content}:{portraits.get(key.class_name, '')}:{configuration}" for key, content in own.items()}
+
+
+def missing_sessions(listing: Listing, known: Iterable[SessionKey]) -> list[BadFolder]:
+    """For each class of the listing, which of the known sessions have no folder any more, as one."""
+    there, of_class = set(listing.sessions), defaultdict(list)
+    for key in sorted(set(known) - there):
+        of_class[key.class_name].append(key.session_name)
+    missing = []
+    # A class that is gone altogether has been moved, or its disk has.
+    for name in sorted(of_class.keys() & {key.class_name for key in there}):
+        names = of_class[name]
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        reason = (
+            f"The class {name!r} has no folder any more for {len(names)} of its sessions ({shown}), and what was found "
+            "there still counts: put the folder back, or an empty one in its place, and the faces no longer count."
+        )
+        missing.append(BadFolder(f"{name}/ lacks {len(names)}", reason))
+    return missing
 
 
 def _observe(files: list[PhotoFile], before: Known | None, now: float, settle_seconds: float) -> tuple[Known, bool]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import dagster as dg
 
 from pipelines.errors import ModelError, PhotoStoreError
-from pipelines.instance import UNFINISHED
-from pipelines.partitions import CLASS_TAG, ENROL, MODEL_TAG, SessionKey, classes, sessions
+from pipelines.instance import FINISHED, UNFINISHED
+from pipelines.partitions import CLASS_TAG, ENROL, FINGERPRINT_TAG, MODEL_TAG, SessionKey, classes, sessions
 from pipelines.resources.embedding.registry import BROKEN
 from pipelines.resources.photo_store import Listing, PhotoStore
 from pipelines.sensors import scan
@@ -22,6 +22,7 @@ Job: TypeAlias = "dg.JobDefinition | UnresolvedAssetJobDefinition"
 
 MINIMUM_INTERVAL_SECONDS = 30
 _NAMES_SHOWN = 5
+_LOOKED_UP_AT_ONCE = 1000
 
 
 def default_status() -> dg.DefaultSensorStatus:
@@ -67,25 +68,42 @@ def build_session_images_sensor(
         for name, model in blocked.items():
             reason = BROKEN.get(model, f"There is no model {model!r}.")
             context.log.warning(f"The class {name} is not processed: its active model cannot be used. {reason}")
-        result = scan.diff(
-            listing,
-            _state(context),
-            time.time(),
-            settings.settle_seconds,
-            _running_enrolments(context.instance, listing),
-            blocked,
-        )
+        state, now = _state(context), time.time()
+        running = _running_enrolments(context.instance, listing)
+        files_of = {**{key: [] for key in listing.sessions}, **scan.by_session(listing)}
+        contents = scan.content_fingerprints(files_of, settings.detection_configuration)
+        first = first_models()
+
+        def model_of(key: SessionKey) -> str:
+            return active.get(key.class_name, settings.model)
+
+        def job_names(key: SessionKey) -> set[str]:
+            model = model_of(key)
+            # A class that switched has been processed by its new model, whatever its first one's runs say.
+            return {jobs[name].name for name in (model, first.get(key.class_name, model)) if name in jobs}
+
+        checked: set[SessionKey] = set()
+        processed: set[SessionKey] = set()
+        while True:
+            result = scan.diff(listing, state, now, settings.settle_seconds, running, blocked, processed)
+            due = [*(request.key for request in result.requests), *result.waiting]
+            if checked.issuperset(due[: len(result.requests)]):
+                break
+            # What `attendansee run` has done since, or before the sensor was switched on, is not done again.
+            asked = [key for key in due if key not in checked][:_LOOKED_UP_AT_ONCE]
+            checked.update(asked)
+            done = _processed_contents(context.instance, {key: job_names(key) for key in asked})
+            processed.update(key for key in asked if done.get(key) == contents[key])
         for folder in result.bad_folders:
             context.log.warning(folder.reason)
         cursor = scan.encode(result.state)
         if not result.requests:
             return dg.SensorResult(skip_reason=_skip_reason(result), cursor=cursor)
-        first = first_models()
 
         def run_request(request: scan.SessionRequest) -> dg.RunRequest:
-            class_name = request.key.class_name
-            model = active.get(class_name, settings.model)
-            return _run_request(request, model, first.get(class_name, model), jobs)
+            model = model_of(request.key)
+            first_model = first.get(request.key.class_name, model)
+            return _run_request(request, model, first_model, jobs, contents[request.key])
 
         return dg.SensorResult(
             run_requests=[run_request(request) for request in result.requests],
@@ -114,7 +132,23 @@ def _running_enrolments(instance: dg.DagsterInstance, listing: Listing) -> Colle
     return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished)}
 
 
-def _run_request(request: scan.SessionRequest, model: str, first_model: str, jobs: Mapping[str, Job]) -> dg.RunRequest:
+def _processed_contents(
+    instance: dg.DagsterInstance, jobs_of: Mapping[SessionKey, Collection[str]]
+) -> dict[SessionKey, str]:
+    """What the latest run of each session was about where it succeeded; jobs_of: names of the jobs that count for it."""
+    keys = {str(key): key for key in jobs_of}
+    runs = instance.get_runs(dg.RunsFilter(statuses=FINISHED, tags={"dagster/partition": list(keys)}))
+    found: dict[SessionKey, str] = {}
+    for run in runs:  # The latest first.
+        key = keys[run.tags["dagster/partition"]]
+        if run.job_name in jobs_of[key]:
+            found.setdefault(key, run.tags.get(FINGERPRINT_TAG, "") if run.is_success else "")
+    return found
+
+
+def _run_request(
+    request: scan.SessionRequest, model: str, first_model: str, jobs: Mapping[str, Job], content: str
+) -> dg.RunRequest:
     key = request.key
     return dg.RunRequest(
         run_key=":".join(part for part in (str(key), request.version, request.enrolment, first_model) if part),
@@ -124,6 +158,8 @@ def _run_request(request: scan.SessionRequest, model: str, first_model: str, job
             CLASS_TAG: key.class_name,
             "attendansee/session": key.session_name,
             MODEL_TAG: model,
+            # What `attendansee run` compares, so that it leaves out what is done.
+            FINGERPRINT_TAG: content,
         },
     )
 

@@ -1,6 +1,7 @@
 """Find the faces in a session's photos, keep them as crops, and say which are good enough to be clustered."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class DetectionReport:
     photos_searched: int = 0
     photos_skipped: int = 0
     new_crops: int = 0
+    restored_crops: int = 0
     crops: int = 0
     usable: int = 0
     unusable_reasons: dict[str, int] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class DetectionService:
                 except PhotoError as error:
                     with self.database.connection() as connection:
                         catalog.refuse_image(connection, image.id, str(error))
+        report.restored_crops = self._restore_crops(store, key, session.id)
         with self.database.connection() as connection:
             # Before any row is held: a search of the same photos takes the class first, then its rows.
             catalog.lock_class(connection, session.class_id)
@@ -118,6 +121,23 @@ class DetectionService:
             if old is not None:
                 store.delete_crop(old)
         return len(faces) - len(pairs)
+
+    def _restore_crops(self, store: PhotoStore, key: SessionKey, session_id: int) -> int:
+        """Write the crops' files anew that somebody has deleted; returns how many."""
+        with self.database.connection() as connection:
+            rows = crops.session_crops(connection, session_id)
+        kept = store.crop_paths(f"{key.class_name}/{key.session_name}") if rows else set()
+        lost = [row for row in rows if row.crop_path is not None and row.crop_path not in kept]
+        restored = 0
+        for path, of_photo in groupby(lost, key=lambda row: row.path):
+            try:
+                pixels = read_photo(store.read(path), path, self.settings.max_megapixels).pixels
+            except PhotoError:
+                continue  # Gone or changed since it was registered: the next registration tells of it.
+            for row in of_photo:
+                store.write_crop((row.crop_path or "").removesuffix(".jpg"), cut_out(pixels, row.face))
+                restored += 1
+        return restored
 
     def _gate(self, connection: Connection, session_id: int, report: DetectionReport) -> None:
         """Apply the quality gate to every crop of the session, for its settings may have changed since."""

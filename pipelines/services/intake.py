@@ -8,7 +8,7 @@ from pipelines.errors import PhotoError
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.photo_reader import read_photo
-from pipelines.resources.photo_store import PhotoFile, PhotoStore
+from pipelines.resources.photo_store import SESSION_FILE, PhotoFile, PhotoStore
 from pipelines.services.photo_roots import store_of
 from pipelines.settings import Settings
 
@@ -28,11 +28,18 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
     """Bring the database's photos of a session in line with the photo root.
 
     A renamed copy is the same photo; a photo that is gone is marked removed and its faces no longer count; a photo
-    that cannot be read is kept with its reason. Raises PhotoStoreError where the root cannot be listed.
+    that cannot be read is kept with its reason, and a session.yaml that cannot be read leaves the photos to date the
+    session. Raises PhotoStoreError where the root cannot be listed.
     """
     store = store_of(database, store, key.class_name)
     files = list(store.list_photos(key.class_name, key.session_name))
-    held_on = None if key.is_enrolment else store.session_date(key.class_name, key.session_name)
+    # What cannot be used besides photos, by path.
+    unusable: dict[str, str] = {}
+    held_on = None
+    try:
+        held_on = None if key.is_enrolment else store.session_date(key.class_name, key.session_name)
+    except PhotoError as error:
+        unusable[f"{key.class_name}/{key.session_name}/{SESSION_FILE}"] = str(error)
     with database.connection() as connection:
         session = catalog.ensure_session(connection, key, held_on)
         catalog.record_photo_root(connection, key.class_name, store.photos)
@@ -41,7 +48,6 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
 
     present: dict[str, PhotoFile] = {}
     new = 0
-    conflicts: dict[str, str] = {}
     for file in files:
         try:
             data = store.read(file.path)
@@ -51,8 +57,9 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
         first = present.setdefault(sha256, file)
         if first is not file:
             if first.student != file.student:
-                conflicts[file.path] = (
-                    f"{file.path} is the same photo as {first.path}: give each student a portrait of their own."
+                unusable[file.path] = (
+                    f"{file.path} is the same photo as {first.path}, so {file.student} is not added: give each student a "
+                    "portrait of their own."
                 )
             continue
         if sha256 not in known or sha256 in refused_before:
@@ -73,13 +80,14 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
         removed = catalog.mark_removed(connection, session.id, list(known - present.keys()))
         if held_on is None and not key.is_enrolment:
             catalog.date_session_by_its_photos(connection, session.id)
+        catalog.record_remarks(connection, session.id, list(unusable.values()))
         images = catalog.session_images(connection, session.id)
     return IntakeReport(
         photos=len(images),
         new=new,
         duplicates=len(files) - len(present),
         removed=removed,
-        refused={image.path: image.refused_reason for image in images if image.refused_reason} | conflicts,
+        refused={image.path: image.refused_reason for image in images if image.refused_reason} | unusable,
     )
 
 

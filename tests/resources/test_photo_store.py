@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.errors import PhotoError, PhotoStoreError
-from pipelines.partitions import BadNameError
+from pipelines.partitions import BadNameError, SessionKey
 from pipelines.resources.photo_store import PhotoFile, PhotoStore, fingerprint
 from pipelines.settings import Settings
 
@@ -98,7 +98,7 @@ def test_every_photo_format_is_found_and_nothing_else(place: Place) -> None:
     wanted = [f"math/monday/{n}" for n in ("a.jpg", "b.JPEG", "c.Png", "d.webp", "e.tif", "f.TIFF", "g.bmp", "h.i.jpg")]
     place.put(*wanted, "math/monday/session.yaml", "math/labels.csv", "readme.txt")
     place.put(
-        *[f"math/monday/{n}" for n in (".a.jpg", "._a.jpg", "~a.jpg", "Thumbs.db", "a.jpg.part", "a.gif", "jpg~")]
+        *[f"math/monday/{n}" for n in (".a.jpg", "._a.jpg", "~a.jpg", "Thumbs.db", "a.jpg.part", "a.txt", "jpg~")]
     )
     place.put(".git/x/a.jpg", "math/.cache/a.jpg", "@eaDir/x/a.jpg", "math/monday/@eaDir/a.jpg")
 
@@ -108,6 +108,23 @@ def test_every_photo_format_is_found_and_nothing_else(place: Place) -> None:
     assert {(p.class_name, p.session_name, p.student, p.size) for p in listing.photos} == {("math", "monday", None, 5)}
     assert [file.path for file in listing.session_files] == ["math/monday/session.yaml"]
     assert listing.bad_folders == []
+
+
+def test_pictures_in_formats_that_are_not_read_are_reported_once_a_folder(place: Place) -> None:
+    place.put("math/monday/a.jpg", "math/enrol/Ana/1.HEIC", "math/enrol/Bo.avif")
+    place.put(*[f"math/monday/IMG_{number}.heic" for number in range(1, 6)])
+    listing = place.store.scan()
+    assert [photo.path for photo in listing.photos] == ["math/monday/a.jpg"]
+    assert [folder.reason for folder in listing.bad_folders] == [
+        "1 file in 'math/enrol' cannot be read and is left out ('Bo.avif'): save as JPEG or PNG, one photo a file.",
+        "1 file in 'math/enrol/Ana' cannot be read and is left out ('1.HEIC'): save as JPEG or PNG, one photo a file.",
+        "5 files in 'math/monday' cannot be read and are left out ('IMG_1.heic', 'IMG_2.heic', 'IMG_3.heic', ...): "
+        "save as JPEG or PNG, one photo a file.",
+    ]
+    before = {folder.path for folder in listing.bad_folders}
+    place.put("math/monday/IMG_6.heic")
+    # The sensor tells of each path once, and one more file is news.
+    assert len({folder.path for folder in place.store.scan().bad_folders} - before) == 1
 
 
 def test_a_local_photo_has_its_time_of_change(local: Place) -> None:
@@ -211,14 +228,19 @@ def test_settings_without_photos_make_a_store_that_says_so() -> None:
         store.read("math/monday/a.jpg")
 
 
-def test_one_folder_that_cannot_be_listed_fails_the_listing(local: Place) -> None:
-    local.put("art/mon/a.jpg", "math/mon/a.jpg")
+def test_a_class_with_a_folder_that_cannot_be_listed_is_left_out_whole(local: Place) -> None:
+    local.put("art/mon/a.jpg", "math/enrol/Ana.jpg", "math/mon/a.jpg")
     Path(local.root, "math/mon/loop").symlink_to("loop")
+    listing = local.store.scan()
+    assert [photo.path for photo in listing.photos] == ["art/mon/a.jpg"]
+    assert listing.sessions == [SessionKey("art", "mon")]
+    (left_out,) = listing.bad_folders
+    assert left_out.reason.startswith("The class 'math' is left out. The folder 'math/mon' in the photo root ")
     with pytest.raises(PhotoStoreError, match=r"'math/mon' .* cannot be listed"):
-        local.store.scan()
+        local.store.scan("math")
 
 
-def test_a_folder_without_permission_fails_the_listing(local: Place) -> None:
+def test_a_folder_without_permission_fails_its_class(local: Place) -> None:
     local.put("art/mon/a.jpg", "math/mon/a.jpg")
     folder = Path(local.root).parent
     folder.chmod(0o755)
@@ -229,9 +251,11 @@ def test_a_folder_without_permission_fails_the_listing(local: Place) -> None:
 
     assert as_nobody(folder, listed) == "art/mon/a.jpg math/mon/a.jpg"
     Path(local.root, "math").chmod(0)
-    answer = as_nobody(folder, listed)
+    others = as_nobody(folder, listed)
+    answer = as_nobody(folder, lambda: " ".join(paths(store, "math")))
     Path(local.root, "math").chmod(0o755)
-    assert answer.startswith("PhotoStoreError: The folder 'math' in the photo root photos cannot be listed (Permission")
+    assert others == "art/mon/a.jpg"
+    assert "The folder 'math' in the photo root photos cannot be listed (Permission" in answer
 
 
 def test_a_pipe_a_dangling_link_and_an_undecodable_name_do_no_harm(local: Place) -> None:
@@ -402,6 +426,7 @@ def test_a_session_without_session_yaml_has_no_date(place: Place) -> None:
     [
         b"date: 2026-13-45",
         b"date: tomorrow",
+        b"day: 2026-09-01",
         b"date: 20260901",
         b"date: [2026, 9, 1]",
         b"- date",
@@ -414,7 +439,7 @@ def test_a_session_without_session_yaml_has_no_date(place: Place) -> None:
 )
 def test_a_wrong_session_yaml_is_one_sentence_naming_the_file(local: Place, content: bytes) -> None:
     local.put("math/monday/session.yaml", content=content)
-    with pytest.raises(PhotoStoreError, match=r"^math/monday/session\.yaml [^\n]*`date: 2026-09-01`\.$"):
+    with pytest.raises(PhotoError, match=r"^math/monday/session\.yaml [^\n]*`date: 2026-09-01`\.$"):
         local.store.session_date("math", "monday")
 
 

@@ -299,9 +299,11 @@ class Watching(RuleBasedStateMachine):
             portraits = None
             if not request.key.is_enrolment:
                 assert enrolment not in running
+                # Portraits whose folder is gone stay as they were last processed.
+                if enrolment in self.processed:
+                    portraits = self.processed[enrolment].files
                 if self.content(enrolment):
-                    assert self.processed[enrolment].files == self.content(enrolment)
-                    portraits = self.content(enrolment)
+                    assert portraits == self.content(enrolment)
             else:
                 self.running.add(key)
             self.processed[key] = Seen(files, portraits)

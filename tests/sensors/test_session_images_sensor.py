@@ -11,8 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.errors import ModelError
-from pipelines.partitions import sessions
+from pipelines.partitions import FINGERPRINT_TAG, sessions
 from pipelines.resources.photo_store import PhotoStore
+from pipelines.runner import plan
 from pipelines.sensors.session_images_sensor import build_session_images_sensor
 from pipelines.settings import get_settings
 
@@ -117,6 +118,7 @@ def test_new_sessions_become_partitions_and_runs_that_succeed(daemon: Daemon, ph
         "attendansee/class": "art",
         "attendansee/session": "mon",
         "attendansee/model": "dlib",
+        FINGERPRINT_TAG: art.tags[FINGERPRINT_TAG],
     }
     assert art.run_key.startswith("art__mon:")
     assert art.run_key.endswith(":dlib")
@@ -188,6 +190,94 @@ def test_a_class_that_switched_is_not_processed_again_and_its_new_photos_by_the_
     put(photos / "math/wed/a.jpg")
     requested = {request.partition_key: request.job_name for request in daemon.tick().requests}
     assert requested == {"math__tue": "process_session_arcface", "math__wed": "process_session_arcface"}
+
+
+def test_what_the_run_command_has_processed_is_not_requested_again(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/enrol/Ana.jpg")
+    for number in range(30):
+        put(photos / f"math/s{number:02d}/a.jpg")
+
+    def processed_elsewhere(key: str, photos_of: str | None = None, job: str = "process_session_dlib") -> None:
+        """As `attendansee run` does it: no run key, but the fingerprint of what was processed."""
+        (item,) = [
+            item
+            for item in plan(
+                daemon.store.scan(), [], lambda _: "dlib", get_settings().detection_configuration, "math", None
+            )
+            if str(item.key) == (photos_of or key)
+        ]
+        tags = {FINGERPRINT_TAG: item.fingerprint}
+        job_definition = daemon.definitions.resolve_job_def(job)
+        daemon.instance.add_dynamic_partitions("sessions", [key])
+        assert job_definition.execute_in_process(
+            instance=daemon.instance, partition_key=key, tags=tags, asset_selection=[processed_sessions.key]
+        ).success
+
+    processed_elsewhere("math__enrol")
+    for number in range(28):
+        processed_elsewhere(f"math__s{number:02d}")
+    # Of other photos, or by another model: neither says anything of this session.
+    processed_elsewhere("math__s28", photos_of="math__s01")
+    processed_elsewhere("math__s29", job="process_session_arcface")
+    assert daemon.tick().keys == ["math__s28", "math__s29"]
+    assert daemon.tick().keys == []
+
+    put(photos / "math/s03/b.jpg")
+    put(photos / "math/s04/b.jpg")
+    processed_elsewhere("math__s03")
+    assert daemon.tick().keys == ["math__s04"]
+    # New portraits give names to faces: what was done before they came is due again.
+    put(photos / "math/enrol/Bo.jpg")
+    assert daemon.tick().keys == ["math__enrol"]
+    processed_elsewhere("math__enrol")
+    processed_elsewhere("math__s07")
+    requested = {key for _ in range(2) for key in daemon.tick().keys}
+    assert requested == {f"math__s{number:02d}" for number in range(30)} - {"math__s07"}
+
+
+def test_the_run_command_leaves_out_what_the_sensor_had_processed(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/enrol/Ana.jpg")
+    put(photos / "math/mon/a.jpg")
+    requests = [request for _ in range(2) for request in daemon.tick().requests]
+    # A photo that goes and comes back gives the session another run key, and the same content.
+    put(photos / "math/mon/b.jpg")
+    requests += daemon.tick().requests
+    (photos / "math/mon/b.jpg").unlink()
+    requests += daemon.tick().requests
+    work = plan(daemon.store.scan(), [], lambda _: "dlib", get_settings().detection_configuration, None, None)
+    latest = {request.partition_key: request.tags[FINGERPRINT_TAG] for request in requests}
+    assert latest == {str(item.key): item.fingerprint for item in work}
+    assert len(requests) == 4
+
+
+def test_a_session_folder_that_is_gone_is_told_once(
+    daemon: Daemon, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mon", "tue", "wed"):
+        put(photos / f"math/{name}/a.jpg")
+    put(photos / "art/mon/a.jpg")
+    daemon.tick()
+    for gone in ("math/mon", "math/tue", "art/mon"):
+        (photos / gone / "a.jpg").unlink()
+        (photos / gone).rmdir()
+    (photos / "art").rmdir()
+    assert capfd.readouterr().err == ""
+    assert "'math' has no folder any more for 2 of its sessions (mon, tue)" in daemon.tick().skipped
+    assert capfd.readouterr().err.count("no folder any more") == 1
+    assert "no folder any more" not in daemon.tick().skipped + capfd.readouterr().err
+    (photos / "math/mon").mkdir()
+    assert daemon.tick().keys == ["math__mon"]
+
+
+def test_a_class_that_cannot_be_listed_stops_no_other(daemon: Daemon, photos: Path) -> None:
+    put(photos / "math/enrol/Ana.jpg")
+    put(photos / "math/mon/a.jpg")
+    assert daemon.tick().keys == ["math__enrol"]
+    (photos / "math/enrol/loop").symlink_to("loop")
+    put(photos / "art/mon/a.jpg")
+    assert daemon.tick().keys == ["art__mon"]
+    (photos / "math/enrol/loop").unlink()
+    assert daemon.tick().keys == ["math__mon"]
 
 
 def test_deleting_photos_never_deletes_a_partition(daemon: Daemon, photos: Path) -> None:

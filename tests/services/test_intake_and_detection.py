@@ -103,6 +103,48 @@ def test_a_bad_photo_fails_alone_with_its_reason(database, store, root, detect):
     assert unregistered_photos(database, store, KEY) == []
 
 
+def remarks(database) -> list[str]:
+    with database.connection() as connection:
+        return catalog.file_remarks(connection, "Math101")
+
+
+def test_a_session_file_that_cannot_be_read_leaves_the_date_to_the_photos(database, store, root):
+    session_file = root / "Math101/s1/session.yaml"
+    session_file.write_text("date: next Monday")
+    report = register(database, store)
+    sentence = "Math101/s1/session.yaml does not give a date: write it as `date: 2026-09-01`."
+    assert report.refused == {"Math101/s1/session.yaml": sentence}
+    assert (report.photos, remarks(database)) == (1, [sentence])
+    with database.connection() as connection:
+        assert str(catalog.find_session(connection, KEY).held_on) == "2026-09-07"
+    session_file.write_text("date: 2026-09-01")
+    assert register(database, store).refused == {}
+    assert remarks(database) == []
+
+
+def test_files_in_the_wrong_place_are_told_until_they_are_put_right(database, store, root, detect):
+    for folder in ("s2", "enrol"):
+        (root / "Math101" / folder).mkdir()
+    shutil.copy(root / "Math101/s1/a.jpg", root / "Math101/s2/b.jpg")
+    # A portrait taken from a class photo is as it should be; two students of one portrait are not.
+    shutil.copy(root / "Math101/s1/a.jpg", root / "Math101/enrol/Eileen.jpg")
+    shutil.copy(root / "Math101/s1/a.jpg", root / "Math101/enrol/Zoe.jpg")
+    Image.new("RGB", (200, 200), "grey").save(root / "Math101/enrol/Nobody.jpg")
+    for key in (ENROL_KEY, KEY, parse_session_key("Math101__s2")):
+        detect(key)
+    no_face, no_portrait, equal, twice = remarks(database)
+    assert no_face.startswith("No face was found in the portrait Math101/enrol/Nobody.jpg")
+    assert no_portrait.startswith("Nobody has no portrait that can be used, so nobody is recognised as Nobody: add one")
+    assert equal.startswith("Math101/enrol/Zoe.jpg is the same photo as Math101/enrol/Eileen.jpg, so Zoe is not added")
+    assert twice.startswith("Math101/s1/a.jpg and Math101/s2/b.jpg are one photo, which counts in each session")
+
+    for path in ("enrol/Zoe.jpg", "enrol/Nobody.jpg", "s2/b.jpg"):
+        (root / "Math101" / path).unlink()
+    for key in (ENROL_KEY, parse_session_key("Math101__s2")):
+        detect(key)
+    assert remarks(database) == []
+
+
 def test_a_photo_that_arrives_after_the_registration_is_noticed(database, store, root, astronaut):
     register(database, store)
     astronaut.rotate(3).save(root / "Math101/s1/late.jpg")
@@ -125,6 +167,17 @@ def test_a_face_is_found_once_and_its_crop_is_private(database, store, detect, t
     assert (again.photos_searched, again.photos_skipped, again.new_crops) == (0, 1, 0)
     (crop,) = (tmp_path / "crops").rglob("*.jpg")
     assert crop.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_crop_that_somebody_deleted_is_there_again(detect, tmp_path):
+    assert detect().restored_crops == 0
+    (crop,) = (tmp_path / "crops").rglob("*.jpg")
+    before = crop.read_bytes()
+    crop.unlink()
+    again = detect()
+    assert (again.photos_searched, again.restored_crops, crop.read_bytes() == before) == (0, 1, True)
+    shutil.rmtree(tmp_path / "crops")
+    assert (detect().restored_crops, crop.read_bytes() == before) == (1, True)
 
 
 def test_a_newer_detector_keeps_the_identity_of_the_crops_it_finds_again(database, store, detect):
