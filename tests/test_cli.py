@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipelines.cli import main
+from pipelines.commands.common import plain_errors
 from pipelines.database import embedded
 from pipelines.database.migrate import MIGRATIONS
 from pipelines.demo_photos import make_demo_photos
@@ -126,6 +129,34 @@ def test_a_mistake_is_answered_in_one_sentence(database, arguments, words):
     assert result.exit_code == 1
     assert words in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_database_that_goes_away_is_told_in_one_sentence(database):
+    @click.command()
+    @plain_errors
+    def lose() -> None:
+        with database.connection() as connection:
+            connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    result = CliRunner().invoke(lose)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: The connection to the database was lost (terminating connection due to administrator command): nothing "
+        "that was stored is lost. Run the same command again once the server is back.\n"
+    )
+
+
+def test_what_could_not_be_used_is_told_by_every_run(database, demo_photos, tmp_path):
+    photos = tmp_path / "photos"
+    session = next(iter(sorted((demo_photos / "Demo101").glob("20*"))))
+    shutil.copytree(session, photos / "Demo101/s1")
+    (photos / "Demo101/s1/IMG_1.HEIC").touch()
+    (photos / "Demo101/s1/session.yaml").write_text("day: 2026-09-01")
+    told = ("'IMG_1.HEIC'", "Demo101/s1/session.yaml does not give a date")
+    for summary in ("1 of 1 sessions processed.", "0 of 1 sessions processed, 1 had not changed."):
+        result = attendansee("run", photos)
+        assert result.exit_code == 0
+        assert all(words in result.stderr for words in (*told, summary))
 
 
 def test_missing_weights_are_named_with_place_and_command_before_any_work(database, demo_photos):

@@ -41,8 +41,29 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except AttendanseeError as error:
             raise click.ClickException(str(error)) from error
+        except Exception as error:
+            if (reason := _lost_connection(error)) is None:
+                raise
+            raise click.ClickException(
+                f"The connection to the database was lost ({reason}): nothing that was stored is lost. Run the same "
+                "command again once the server is back."
+            ) from error
 
     return run
+
+
+def _lost_connection(error: BaseException | None) -> str | None:
+    """Why the database server went away, where an error or what caused it says so."""
+    # Imported by now wherever one of them was raised.
+    import psycopg
+    import sqlalchemy.exc
+
+    while error is not None:
+        if isinstance(error, (psycopg.OperationalError, sqlalchemy.exc.OperationalError)):
+            reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
+            return str(reason).strip().splitlines()[0].rstrip(".")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def current_user() -> str:

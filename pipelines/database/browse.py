@@ -22,7 +22,8 @@ _CLASSES: str = """
     SELECT c.id, c.name, c.active_model,
         (SELECT count(*) FROM sessions s WHERE s.class_id = c.id AND NOT s.is_enrolment) AS session_count,
         (SELECT count(*) FROM students t WHERE t.class_id = c.id AND t.merged_into IS NULL)
-            - (SELECT count(*) FROM students_of_other_lineages o WHERE o.class_id = c.id) AS student_count
+            - (SELECT count(*) FROM students_of_other_lineages o WHERE o.class_id = c.id)
+            - (SELECT count(*) FROM emptied_students e WHERE e.class_id = c.id) AS student_count
     FROM classes c
     WHERE (%(id)s::bigint IS NULL OR c.id = %(id)s)"""
 
@@ -70,7 +71,9 @@ _STUDENTS: str = """
     SELECT t.id, t.class_id, t.name, t.provisional, t.hidden, t.student_number, t.email
     FROM students t
     WHERE t.merged_into IS NULL AND (%(id)s::bigint IS NULL OR t.id = %(id)s)
-        AND (%(id)s::bigint IS NOT NULL OR t.id NOT IN (SELECT student_id FROM students_of_other_lineages))
+        AND (%(id)s::bigint IS NOT NULL OR t.id NOT IN (
+            SELECT student_id FROM students_of_other_lineages UNION ALL SELECT student_id FROM emptied_students
+        ))
         AND (%(class_id)s::bigint IS NULL OR t.class_id = %(class_id)s)
         AND (%(provisional)s::boolean IS NULL OR t.provisional = %(provisional)s)"""
 

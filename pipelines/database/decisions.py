@@ -296,7 +296,7 @@ def follow_what_is_said(
     connection.execute(
         """DELETE FROM assignments a USING displaced_assignments d
         WHERE (d.crop_id, d.model) = (a.crop_id, a.model) AND d.state IS NULL
-        AND NOT EXISTS (SELECT 1 FROM latest_words w WHERE w.crop_id = a.crop_id)
+        AND NOT EXISTS (SELECT 1 FROM latest_words w WHERE w.class_id = %(class)s AND w.crop_id = a.crop_id)
         AND EXISTS (SELECT 1 FROM face_crops f JOIN images i ON i.id = f.image_id JOIN sessions s ON s.id = i.session_id
             WHERE f.id = a.crop_id AND s.class_id = %(class)s)""",
         parameters,
@@ -337,8 +337,10 @@ WITH place AS MATERIALIZED (
         f.decided_by = 'person' AND s.now IS NOT DISTINCT FROM c.student_id AS said_before,
         CASE WHEN c.crop_id IS NOT NULL THEN 'confirmed'
             WHEN w.kind IN ('unassign', 'not_a_face') THEN 'taken off'
-            -- A person's word that another one has rejected, or that is out of force, or somebody who is gone or rejected.
-            WHEN w.crop_id IS NOT NULL OR f.decided_by = 'person' OR (f.state <> 'no_match' AND s.now IS NULL)
+            -- A person's word that another one has rejected, or that is out of force, or somebody who is gone or
+            -- rejected. What a run has found since the word knew of it and stands: it was wiped out by the next undo.
+            WHEN coalesce(f.decided_at, '-infinity') <= w.decided_at OR f.decided_by = 'person'
+                OR (f.state <> 'no_match' AND s.now IS NULL)
                 OR EXISTS (SELECT 1 FROM rejected x WHERE (x.crop_id, x.student_id) = (f.crop_id, s.now)) THEN 'open'
             ELSE 'found' END AS verdict
     FROM found f

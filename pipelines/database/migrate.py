@@ -45,16 +45,22 @@ def migrate(url: str) -> str:
             except sqlalchemy.exc.ProgrammingError as error:
                 if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
                     raise
-                reason = str(error.orig).splitlines()[0]
-                raise DatabaseError(
-                    f"The database's tables cannot be made ({reason}): have the role of DATABASE_URL own the database, and "
-                    "a superuser run CREATE EXTENSION vector in it."
-                ) from None
+                raise _may_not(error.orig) from None
             finally:
                 engine.dispose()
-    with psycopg.connect(url) as tables:
-        ensure_embedding_tables(tables, {spec.name: spec.dimension for spec in REGISTRY.values()})
+    try:
+        with psycopg.connect(url) as tables:
+            ensure_embedding_tables(tables, {spec.name: spec.dimension for spec in REGISTRY.values()})
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _may_not(error) from None
     return head
+
+
+def _may_not(error: psycopg.Error) -> DatabaseError:
+    return DatabaseError(
+        f"The database's tables cannot be made ({str(error).splitlines()[0]}): have the role of DATABASE_URL own the "
+        "database, and a superuser run CREATE EXTENSION vector in it."
+    )
 
 
 def current_revision(url: str) -> str | None:

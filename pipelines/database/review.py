@@ -31,7 +31,8 @@ class ReviewedFace:
 
     state, student_id, decided_by: the lineage's assignment; a crop that a person has confirmed is assigned to that
     student by a person, in a lineage too that has not seen it. decision_*: of the latest confirm, assign, unassign or
-    not_a_face; confirmed: whether it says who the crop shows.
+    not_a_face, of a part the decision that it is part of; confirmed: whether it says who the crop shows. found_id: the
+    student for whom the run took it, where people say something else.
     """
 
     crop_id: int
@@ -58,6 +59,61 @@ class ReviewedFace:
     decision_by: str | None
     decision_at: datetime | None
     decision_reason: str | None
+    found_id: int | None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The last time that a person has said of a crop that it does not show a student."""
+
+    crop_id: int
+    student_id: int
+    decision_id: int
+    decided_by: str
+    decided_at: datetime
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """The last that a person has said of who a crop shows, or of a student in a session, and that does not count any more.
+
+    student_id: None where it said that the crop shows nobody. status: of a mark of attendance.
+    """
+
+    kind: str
+    crop_id: int | None
+    session_id: int | None
+    student_id: int | None
+    status: str | None
+    decided_by: str
+    decided_at: datetime
+    reason: str | None
+    undone_by: str
+    undone_at: datetime
+    undo_reason: str | None
+
+
+@dataclass(frozen=True)
+class StudentWord:
+    """A rename, merge, split or hide; other_student_id: of a merge who was kept, of a split the new student.
+
+    crops: how many face crops it gives to the student. undone_*: of the undo by which it does not count.
+    """
+
+    id: int
+    kind: str
+    student_id: int
+    other_student_id: int | None
+    old_name: str | None
+    new_name: str | None
+    crops: int
+    decided_by: str
+    decided_at: datetime
+    reason: str | None
+    undone_by: str | None
+    undone_at: datetime | None
+    undo_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -120,8 +176,9 @@ def read_faces(
                 CASE WHEN k.crop_id IS NULL THEN a.decided_by ELSE 'person' END AS decided_by,
                 a.cosine_similarity, a.similarity, a.runner_up_id, a.runner_up_cosine_similarity, a.run_id,
                 a.decided_at, k.crop_id IS NOT NULL AS confirmed, u.crop_id IS NOT NULL AS taken_off,
-                n.crop_id IS NOT NULL AS not_a_face, w.decision_id, w.decided_by AS decision_by,
-                w.decided_at AS decision_at, w.reason AS decision_reason
+                n.crop_id IS NOT NULL AS not_a_face, coalesce(part.part_of, w.decision_id) AS decision_id,
+                w.decided_by AS decision_by, w.decided_at AS decision_at,
+                coalesce(w.reason, whole.reason) AS decision_reason, coalesce(found.merged_into, found.id) AS found_id
             FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
@@ -131,20 +188,82 @@ def read_faces(
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             LEFT JOIN not_faces n ON n.crop_id = f.id AND n.class_id = %(class)s
             LEFT JOIN latest_words w ON w.crop_id = f.id AND w.class_id = %(class)s
+            LEFT JOIN decisions part ON part.id = w.decision_id
+            LEFT JOIN decisions whole ON whole.id = part.part_of
+            LEFT JOIN displaced_assignments d ON d.crop_id = f.id AND d.model = %(model)s
+            LEFT JOIN students found ON found.id = d.student_id
             ORDER BY f.image_id, f.x, f.id""",
             {"class": class_id, "model": model, "session": session_name},
         ).fetchall()
 
 
-def read_rejections(connection: Connection, crop_ids: Collection[int]) -> dict[int, list[int]]:
-    """The students of whom a person has said that a crop does not show them, by crop."""
-    rejected: dict[int, list[int]] = defaultdict(list)
-    for crop_id, student_id in connection.execute(
-        "SELECT crop_id, student_id FROM rejected_students WHERE crop_id = ANY(%s) ORDER BY crop_id, student_id",
-        [list(crop_ids)],
-    ):
-        rejected[crop_id].append(student_id)
+def read_rejections(connection: Connection, crop_ids: Collection[int]) -> dict[int, list[Rejection]]:
+    """What people have said of whom a crop does not show, as far as it counts, by crop."""
+    rejected: dict[int, list[Rejection]] = defaultdict(list)
+    with connection.cursor(row_factory=class_row(Rejection)) as cursor:
+        cursor.execute(
+            """SELECT DISTINCT ON (r.crop_id, r.student_id) r.crop_id, r.student_id, d.id AS decision_id, d.decided_by,
+                d.decided_at, d.reason
+            FROM rejected_students r JOIN students s ON coalesce(s.merged_into, s.id) = r.student_id
+            JOIN decisions_in_force d ON (d.crop_id, d.student_id) = (r.crop_id, s.id) AND d.kind = 'not_this_student'
+            WHERE r.crop_id = ANY(%s) ORDER BY r.crop_id, r.student_id, d.id DESC""",
+            [list(crop_ids)],
+        )
+        for rejection in cursor:
+            rejected[rejection.crop_id].append(rejection)
     return dict(rejected)
+
+
+def read_taken_back(connection: Connection, class_id: int) -> list[TakenBack]:
+    """What people have said last of a crop, and of a student in a session, and what another word has undone."""
+    with connection.cursor(row_factory=class_row(TakenBack)) as cursor:
+        return cursor.execute(
+            """SELECT DISTINCT ON (d.crop_id, d.session_id, CASE WHEN d.crop_id IS NULL THEN coalesce(s.merged_into, s.id) END)
+                d.kind, d.crop_id, d.session_id, coalesce(s.merged_into, s.id) AS student_id, d.status, d.decided_by,
+                d.decided_at, whole.reason, u.decided_by AS undone_by, u.decided_at AS undone_at, u.reason AS undo_reason
+            FROM decisions d JOIN decisions whole ON whole.id = coalesce(d.part_of, d.id)
+            JOIN undone_decisions gone ON gone.id = whole.id
+            CROSS JOIN LATERAL (SELECT decided_by, decided_at, reason FROM decisions
+                WHERE undoes = whole.id AND NOT is_undone(id) ORDER BY id DESC LIMIT 1) u
+            LEFT JOIN students s ON s.id = d.student_id
+            WHERE d.class_id = %s AND (d.crop_id IS NOT NULL OR d.kind = 'attendance') AND whole.kind <> 'merge'
+            ORDER BY d.crop_id, d.session_id, CASE WHEN d.crop_id IS NULL THEN coalesce(s.merged_into, s.id) END,
+                d.id DESC""",
+            [class_id],
+        ).fetchall()
+
+
+def read_student_words(connection: Connection, class_id: int) -> list[StudentWord]:
+    """What people have said of the class's students, what was undone too, by id."""
+    with connection.cursor(row_factory=class_row(StudentWord)) as cursor:
+        return cursor.execute(
+            """SELECT d.id, d.kind, d.student_id, d.other_student_id, d.old_name, d.new_name, d.decided_by, d.decided_at,
+                d.reason, (SELECT count(*) FROM decisions p WHERE p.part_of = d.id AND p.kind = 'assign') AS crops,
+                u.decided_by AS undone_by, u.decided_at AS undone_at, u.reason AS undo_reason
+            FROM decisions d LEFT JOIN LATERAL (SELECT decided_by, decided_at, reason FROM decisions
+                WHERE undoes = d.id AND NOT is_undone(id) ORDER BY id DESC LIMIT 1) u ON true
+            WHERE d.class_id = %s AND d.kind IN ('rename', 'merge', 'split', 'hide') AND d.part_of IS NULL
+            ORDER BY d.id""",
+            [class_id],
+        ).fetchall()
+
+
+def read_origins(connection: Connection, class_id: int, model: str) -> dict[int, int]:
+    """Whom a crop was found to show, by crop, where that student was merged into another one since.
+
+    By what the run found, or by what the crop's cluster remembers; after a later run it may be that neither does.
+    """
+    rows = connection.execute(
+        """SELECT DISTINCT ON (crop_id) crop_id, student_id FROM (
+            SELECT d.crop_id, d.student_id, 1 AS place FROM displaced_assignments d WHERE d.model = %(model)s
+            UNION ALL SELECT m.crop_id, c.student_id, CASE WHEN c.session_id IS NULL THEN 3 ELSE 2 END
+            FROM clusters c JOIN cluster_members m ON m.cluster_id = c.id
+            WHERE c.class_id = %(class)s AND c.model = %(model)s
+        ) origin JOIN students s ON s.id = origin.student_id
+        WHERE s.class_id = %(class)s AND s.merged_into IS NOT NULL ORDER BY crop_id, place""",
+        {"class": class_id, "model": model},
+    )
+    return dict(rows.fetchall())
 
 
 def read_students(connection: Connection, class_id: int) -> list[ReviewedStudent]:

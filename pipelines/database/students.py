@@ -182,7 +182,10 @@ def list_students(connection: Connection, class_id: int) -> list[dict[str, Any]]
                 ) AS sessions_present
             FROM students st JOIN classes c ON c.id = st.class_id LEFT JOIN shown ON shown.student_id = st.id
             WHERE st.class_id = %(class)s AND st.merged_into IS NULL
-            AND st.id NOT IN (SELECT student_id FROM students_of_other_lineages WHERE class_id = %(class)s)
+            AND st.id NOT IN (
+                SELECT student_id FROM students_of_other_lineages WHERE class_id = %(class)s
+                UNION ALL SELECT student_id FROM emptied_students WHERE class_id = %(class)s
+            )
             ORDER BY st.provisional, st.name, st.id""",
             {"class": class_id},
         ).fetchall()

@@ -24,6 +24,7 @@ EVIDENCE_COLUMNS = (
     "decided_by",
     "run",
     "risk",
+    "student_id",
     "why",
 )
 _UNSURE_COLUMNS = (
@@ -56,7 +57,8 @@ def report_csv(found: Review) -> str:
 def evidence_rows(found: Review) -> list[list[object]]:
     """A row for each cell: status, and the figures of the face that it rests on most, in words too.
 
-    faces, doubtful_faces: ids of face crops. similarities are calibrated, margin is the lead over the runner-up in cosine
+    faces, doubtful_faces: ids of face crops. student: the name that commands take; `why` calls somebody without a name
+    `Unnamed person` and the student_id. similarities are calibrated, margin is the lead over the runner-up in cosine
     similarity, risk as in `Cell`.
     """
     faces, names = found.faces(), found.names()
@@ -85,6 +87,7 @@ def evidence_rows(found: Review) -> list[list[object]]:
                 decider and (decider.name or decider.by),
                 decider and decider.run_id,
                 cell.risk,
+                cell.student_id,
                 " ".join([*cell.why, *([explain_face(found, face)] if face else [])]),
             ]
         )

@@ -68,12 +68,12 @@ def report_html(context: ServiceContext, found: Review, made_at: datetime) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names, found_faces = found.names(), found.faces()
+    found_faces = found.faces()
     return environment.get_template("class.html").render(
         review=found,
         made_at=made_at,
         faces=found_faces,
-        names=names,
+        names={student.student_id: student.label for student in found.students},
         # For attributes, where no <bdi> can be.
         isolated_names=found.names_in_sentences,
         cells={(cell.student_id, cell.session_id): cell for cell in found.cells},

@@ -1,18 +1,18 @@
 """All that a teacher looks at of a class: photos, faces, students, the register, and why each of its cells says so."""
 
-import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import catalog, crops, decisions, review
-from pipelines.database.review import ReviewedFace, ReviewedPhoto, ReviewedStudent
+from pipelines.database import calibrations, catalog, crops, decisions, review, students
+from pipelines.database.review import Rejection as StoredRejection
+from pipelines.database.review import ReviewedFace, ReviewedPhoto, ReviewedStudent, TakenBack
 from pipelines.errors import ParameterError
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
@@ -20,6 +20,7 @@ from pipelines.resources.database import read_one_state
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.services.attendance import Register, read_register
 from pipelines.services.context import ServiceContext
+from pipelines.services.people_said import StudentWords, by_whom, for_reason, isolated, label, taken_back_sentence
 from pipelines.services.thresholds import class_spec
 
 FaceState = Literal["sure", "unsure", "unknown", "visitor", "not_a_face"]
@@ -42,6 +43,18 @@ class Decider(BaseModel):
     reason: str | None = None
 
 
+class Rejection(BaseModel):
+    """That a face does not show a student, as a person has said.
+
+    similarity: calibrated, of the face to the nearest face that shows the student; None where there is none, or where it
+    was not asked for.
+    """
+
+    student_id: int
+    said: Decider
+    similarity: float | None = None
+
+
 class Face(BaseModel):
     """A face in a photo: `unsure` has a candidate as its student; `unknown` nobody, or one whom nobody has named."""
 
@@ -57,9 +70,18 @@ class Face(BaseModel):
     runner_up_similarity: float | None
     runner_up_cosine_similarity: float | None
     decider: Decider | None = Field(description="None before any run.")
-    rejected_ids: list[int] = Field(description="Students of whom a person has said that this is not their face.")
+    rejections: list[Rejection] = Field(description="Students of whom a person has said that this is not their face.")
+    found_id: int | None = Field(default=None, description="Whom a run took it for, where people say something else.")
+    history: list[str] = Field(
+        default=[], description="What people have said of the group that the face is of, and what was undone."
+    )
     unusable_reasons: list[str]
     crop_path: str | None = Field(exclude=True, description="For `PhotoStore.read_crop`.")
+
+    @property
+    def rejected_ids(self) -> list[int]:
+        """The students whom the face does not show, as people have said."""
+        return [rejection.student_id for rejection in self.rejections]
 
     @property
     def margin(self) -> float | None:
@@ -134,7 +156,9 @@ class StudentReview(BaseModel):
     """A student, an unknown person (provisional) or a visitor, with their crops, the portraits first."""
 
     student_id: int
-    name: str
+    name: str = Field(description="For commands; of somebody without a name the one that the pipeline gave.")
+    label: str = Field(description="For people: the name, of somebody without one `Unnamed person` and the number.")
+    first_seen: str | None = Field(description="The first session with a face of the student.")
     kind: Literal["student", "unknown", "visitor"]
     provisional: bool = Field(description="No person has named the student yet.")
     student_number: str | None
@@ -143,6 +167,7 @@ class StudentReview(BaseModel):
     crop_ids: list[int] = Field(description="Crops in sessions that show the student.")
     present: int
     counted: int = Field(description="Sessions in which the student is present, absent or unsure.")
+    history: list[str] = Field(description="What people have said of who this is, what was undone too.")
 
     @property
     def present_rate(self) -> float | None:
@@ -205,6 +230,9 @@ class Question(BaseModel):
     crop_ids: list[int]
     candidates: list[Candidate]
     cells: list[tuple[int, int]]
+    set_aside: list[str] = Field(
+        description="Students who are no candidates for a person has said so: who, when, why, and how alike they are."
+    )
 
     @property
     def settles(self) -> int:
@@ -223,6 +251,9 @@ class Review(BaseModel):
     class_name: str
     model: str
     threshold: float = Field(description="Calibrated similarity from which a face may be a student's.")
+    threshold_origin: str = Field(
+        description="Whether the class's own or the model's thresholds hold, and by whose word."
+    )
     cosine_threshold: float = Field(description="The same as a cosine similarity.")
     review_margin: float = Field(description="Lead in cosine similarity that a face needs not to be in doubt.")
     sessions: list[SessionReview]
@@ -243,13 +274,13 @@ class Review(BaseModel):
         return {face.crop_id: face for faces in (self.elsewhere, *(p.faces for p in photos)) for face in faces}
 
     def names(self) -> dict[int, str]:
-        """The students' names by id."""
+        """The students' names by id, as commands take them."""
         return {student.student_id: student.name for student in self.students}
 
     @cached_property
     def names_in_sentences(self) -> dict[int, str]:
-        """The students' names by id, see `isolated`."""
-        return {student_id: isolated(name) for student_id, name in self.names().items()}
+        """What the students are called by id, see `isolated`."""
+        return {student.student_id: isolated(student.label) for student in self.students}
 
     @cached_property
     def places(self) -> dict[int, tuple[Photo, int]]:
@@ -327,6 +358,9 @@ class _Reader:
         self.faces: dict[int, Face] = {
             row.crop_id: self._face(row, session_of[row.image_id], rejected.get(row.crop_id, [])) for row in rows
         }
+        self.words = StudentWords(
+            review.read_student_words(connection, class_id), *students.read_states(connection, class_id)
+        )
         of_photo: dict[int, list[Face]] = defaultdict(list)
         for face in self.faces.values():
             of_photo[face.image_id].append(face)
@@ -351,10 +385,70 @@ class _Reader:
                 for student_id in {face.student_id, face.runner_up_id} - {None}:
                     self.doubted[student_id, face.session_id].append(face)  # type: ignore[index]
 
+        self.taken_back_marks: dict[tuple[int, int], TakenBack] = {}
+        self._add_histories(review.read_origins(connection, class_id, model))
+        self._add_likeness_of_rejected()
+
         self.shown = {student_id for student_id, _ in self.showing}
         self.said_visitors = self._said_visitors()
         self.likenesses: dict[int, list[_Likeness]] = {}  # of unknown people, once they are asked about
         self.why_unknown: dict[int, list[str]] = {}  # the same in each session
+
+    def _called(self, student_id: int) -> str:
+        """The student in a sentence."""
+        person = self.people[student_id]
+        return isolated(label(person.id, person.name, person.provisional))
+
+    def _add_histories(self, origins: Mapping[int, int]) -> None:
+        """Have each face tell what people have said of the group that it is of, and what was said of it and undone."""
+        groups = Counter(
+            (origin, self.faces[crop_id].student_id)
+            for crop_id, origin in origins.items()
+            if crop_id in self.faces and self.faces[crop_id].student_id is not None
+        )
+        # Once for all faces of a student or a group, of which there may be thousands.
+        in_force = cache(self.words.in_force)
+        ways = {(origin, into): [*self.words.way(origin, count)] for (origin, into), count in groups.items()}
+        for face in self.faces.values():
+            if face.decider is None or face.decider.by == "person" or face.student_id is None:
+                continue
+            origin = origins.get(face.crop_id)
+            if origin is not None and self.words.states[origin].merged_into == face.student_id:
+                face.history = ways[origin, face.student_id]
+            elif face.decider.by == "cluster":
+                face.history = in_force(face.student_id)
+        for word in review.read_taken_back(self.connection, self.class_id):
+            if word.crop_id is None:
+                self.taken_back_marks[word.student_id or 0, word.session_id or 0] = word
+                continue
+            about = self.faces.get(word.crop_id)
+            if about is not None and (about.decider is None or about.decider.by != "person"):
+                name = self._called(word.student_id) if word.student_id in self.people else "somebody"
+                about.history = [*about.history, taken_back_sentence(word, name)]
+
+    def _add_likeness_of_rejected(self) -> None:
+        """How alike a face is to a student whom it does not show, as a person has said: no run tells it any more."""
+        rejecting = {face.crop_id: set(face.rejected_ids) for face in self.faces.values() if face.rejections}
+        wanted = set().union(*rejecting.values())
+        known = {
+            face.crop_id: student_id
+            for (student_id, _), faces in self.showing.items()
+            if student_id in wanted
+            for face in faces
+        }
+        if not known or self.alone:
+            return
+        version = self.context.models.version(self.spec.name)
+        ids, vectors = crops.read_embeddings(
+            self.connection, self.spec.name, version, {*known, *rejecting}, self.spec.dimension
+        )
+        place = {crop_id: row for row, crop_id in enumerate(ids)}
+        for crop_id in rejecting.keys() & place.keys():
+            for rejection in self.faces[crop_id].rejections:
+                rows = [place[i] for i, student in known.items() if student == rejection.student_id and i in place]
+                if rows:
+                    cosine = cosine_similarity_matrix(vectors[[place[crop_id]]], vectors[rows])
+                    rejection.similarity = self.spec.calibrated(float(cosine.max()))
 
     def _said_visitors(self) -> dict[int, Decider]:
         """Who has said that a student is a visitor, by the visitor's id."""
@@ -392,6 +486,7 @@ class _Reader:
             class_name=self.register.class_name,
             model=self.register.model,
             threshold=self.threshold,
+            threshold_origin=self._threshold_origin(),
             cosine_threshold=1 - self.spec.assignment_distance,
             review_margin=self.spec.review_margin,
             sessions=[
@@ -411,10 +506,28 @@ class _Reader:
             ],
         )
 
+    def _threshold_origin(self) -> str:
+        adoption = calibrations.last_adoption(self.connection, self.class_id, self.register.model)
+        if adoption is None:
+            return (
+                f"Nobody has adjusted the limit to this class (attendansee calibrate {self.register.class_name}): it is the "
+                "one that the model has for all classes."
+            )
+        said = (
+            f"{by_whom(adoption.adopted_by)} decided so on {adoption.adopted_at:%Y-%m-%d}{for_reason(adoption.reason)}"
+        )
+        if adoption.calibration_id is None:
+            return f"The limit is the one that the model has for all classes. {said}"
+        stored = calibrations.find_calibration(self.connection, adoption.calibration_id)
+        return (
+            f"The limit was measured on this class's own confirmed faces (calibration {stored.id}), so that of strangers "
+            f"at most {stored.fpir:.1%} are taken for a student. {said}"
+        )
+
     def _is_asked(self, crop_id: int) -> bool:
         return self.faces[crop_id].session_id in self.asked
 
-    def _face(self, row: ReviewedFace, session_id: int, rejected: list[int]) -> Face:
+    def _face(self, row: ReviewedFace, session_id: int, rejected: Sequence[StoredRejection]) -> Face:
         student = self.people.get(row.student_id) if row.student_id is not None else None
         by_person = row.confirmed or row.taken_off
         decider = None
@@ -444,7 +557,20 @@ class _Reader:
             runner_up_similarity=None if runner_up is None else self.spec.calibrated(runner_up),
             runner_up_cosine_similarity=runner_up,
             decider=decider,
-            rejected_ids=rejected,
+            rejections=[
+                Rejection(
+                    student_id=rejection.student_id,
+                    said=Decider(
+                        by="person",
+                        name=rejection.decided_by,
+                        at=rejection.decided_at,
+                        decision_id=rejection.decision_id,
+                        reason=rejection.reason,
+                    ),
+                )
+                for rejection in rejected
+            ],
+            found_id=row.found_id,
             unusable_reasons=row.unusable_reasons,
             crop_path=row.crop_path,
         )
@@ -510,7 +636,7 @@ class _Reader:
         person = self.people[cell.student_id]
         showing = [self.faces[crop_id] for crop_id in cell.crop_ids]
         doubted = [self.faces[crop_id] for crop_id in cell.doubtful_ids]
-        name = isolated(person.name)
+        name = self._called(person.id)
         photos = [photo for photo in self.photos.get(cell.session_id, []) if photo.refused_reason is None]
         shown_in = len({face.image_id for face in showing})
         sentences = []
@@ -518,8 +644,10 @@ class _Reader:
             note = f" ({cell.mark.note})" if cell.mark.note else ""
             sentences.append(
                 f"{isolated(cell.mark.decided_by)} set “{cell.status}” by hand on {cell.mark.decided_at:%Y-%m-%d}{note}; "
-                f"no run changes that. The photos alone say “{cell.by_photos}”."
+                f"nothing automatic changes that. The photos alone say “{cell.by_photos}”."
             )
+        elif taken_back := self.taken_back_marks.get((cell.student_id, cell.session_id)):
+            sentences.append(taken_back_sentence(taken_back, name))
         if person.hidden:
             sentences.append(_said(self.said_visitors.get(person.id), f"{name} is a visitor"))
             sentences.append("A visitor is in no register.")
@@ -543,7 +671,7 @@ class _Reader:
             sentences.append(f"{_many(len(candidates), 'face')} may be {name}, in doubt.")
         if second := len(doubted) - len(candidates):
             verb = "has" if second == 1 else "have"
-            sentences.append(f"{_many(second, 'face')} in doubt {verb} {name} as the second likest.")
+            sentences.append(f"{_many(second, 'face')} in doubt {verb} {name} as the second possibility.")
         refused = len(self.photos.get(cell.session_id, [])) - len(photos)
         if refused and cell.by_photos != "present":
             sentences.append(f"{_many(refused, 'photo')} of this session cannot be used.")
@@ -559,19 +687,25 @@ class _Reader:
         if cell.student_id not in self.shown:
             yield f"No face of {name} is known yet, so that no photo can show them: add a portrait or name a face."
         elif cell.nearest_id is None:
-            compared = sum(face.decider is not None and face.decider.by == "knn" for face in faces)
+            # One that a decision has left open is "knn" too, and no run has compared it since.
+            compared = sum(
+                face.decider is not None
+                and face.decider.by == "knn"
+                and (face.cosine_similarity is not None or face.runner_up_id is not None)
+                for face in faces
+            )
             yield (
-                f"Of the {_many(compared, 'face')} that a run has compared with the known faces, none has {name} as its "
-                "likest or second likest."
+                f"Of the {_many(compared, 'face')} that were compared with the known faces, none has {name} among the two "
+                "students whom it is most like; only these two are kept."
             )
         else:
             face = self.faces[cell.nearest_id]
-            who = isolated(self.people[face.student_id].name) if face.student_id is not None else None
+            who = self._called(face.student_id) if face.student_id is not None else None
             became = "It shows nobody known." if who is None else f"It was taken for {who}."
             if face.state == "unsure":
                 became = f"It is in doubt whether it shows {who}."
             yield (
-                f"Nearest to {name} came {self._place(face)}: similarity "
+                f"Most like {name} is {self._place(face)}: similarity "
                 f"{_beside_limit(face.runner_up_similarity or 0, self.threshold)}. {became}"
             )
         for unknown_id, likenesses in self.likenesses.items():
@@ -581,12 +715,21 @@ class _Reader:
             if likest and likest.student_id == cell.student_id:
                 similarity = self.spec.calibrated(likest.cosine_similarity)
                 yield (
-                    f"The unknown person {isolated(self.people[unknown_id].name)} is most like {name}: similarity "
+                    f"The unknown person {self._called(unknown_id)} is most like {name}: similarity "
                     f"{_beside_limit(similarity, self.threshold)}."
                 )
+        yield from self._said_of_absent(cell, name, faces)
+
+    def _said_of_absent(self, cell: Cell, name: str, faces: Sequence[Face]) -> Iterator[str]:
+        """What people have said of a session's faces, and how many are left that may be the student who is absent."""
         for face in faces:
-            if cell.student_id in face.rejected_ids:
-                yield f"A person has said of {self._place(face)} that it is not {name}."
+            for rejection in face.rejections:
+                if rejection.student_id == cell.student_id:
+                    yield f"Of {self._place(face)}: {_rejected(rejection, name, self.threshold, its='its')}"
+            given_away = face.student_id not in (None, cell.student_id) and face.found_id == cell.student_id
+            if given_away and face.decider is not None and face.decider.by == "person":
+                said = _by_person(face, self._called(face.student_id or 0))
+                yield f"Of {self._place(face)}: it was taken for {name} at first. {said}"
         set_aside = [f for f in faces if f.student_id is None and f.decider is not None and f.decider.by == "person"]
         for face in set_aside:
             yield f"Of {self._place(face)}: {_by_person(face, name)}"
@@ -601,23 +744,36 @@ class _Reader:
 
     def _why_unknown(self, student_id: int) -> Iterator[str]:
         """Why an unknown person is none of the named students: who comes nearest now, and what speaks against it."""
-        for likeness in self.likenesses.get(student_id, []):
-            name = isolated(self.people[likeness.student_id].name)
+        likenesses, alike = self.likenesses.get(student_id, []), False
+        for likeness in likenesses:
+            name = self._called(likeness.student_id)
             similarity = self.spec.calibrated(likeness.cosine_similarity)
             if likeness.obstacle is None:
-                yield f"Of the named students {name} is likest now: similarity {_beside_limit(similarity, self.threshold)}."
+                yield f"Of the named students {name} is most like this person: similarity {_beside_limit(similarity, self.threshold)}."
                 if similarity >= self.threshold:
                     yield (
-                        "That is by the nearest single face; the run has compared with what a student's faces have in "
-                        "common, as far as it knew them then. The question about this person settles it."
+                        "That is by the one face that is most alike; decided was by what all faces of a student have in "
+                        "common, as far as they were known then. The question about this person settles it."
                     )
                 return
             if similarity >= self.threshold:
-                against = {
-                    "rejected": f"a person has said that it is not {name}",
-                    "beside": f"a photo shows {name} beside this person",
-                }[likeness.obstacle]
-                yield f"{name} is as like (similarity {_beside_limit(similarity, self.threshold)}), but {against}."
+                alike = True
+                against = f"a photo shows {name} beside this person"
+                if likeness.obstacle == "rejected":
+                    rejection = next(
+                        r
+                        for face in self.faces.values()
+                        if face.student_id == student_id
+                        for r in face.rejections
+                        if r.student_id == likeness.student_id
+                    )
+                    against = _said(rejection.said, f"this is not {name}").removesuffix(".")
+                yield f"{name} is alike enough, similarity {_beside_limit(similarity, self.threshold)}, but {against}."
+        if likenesses and not alike:
+            yield (
+                "No named student is alike enough; besides, a photo shows each of them beside this person, or somebody has "
+                "said that it is not them."
+            )
 
     def _students(self, cells: Sequence[Cell]) -> list[StudentReview]:
         """Who is in the register, and whom a face of this lineage shows or may show."""
@@ -643,6 +799,10 @@ class _Reader:
                 StudentReview(
                     student_id=person.id,
                     name=person.name,
+                    label=label(person.id, person.name, person.provisional),
+                    first_seen=next(
+                        (name for i, (name, _) in self.sessions.items() if self.showing.get((person.id, i))), None
+                    ),
                     kind="visitor" if person.hidden else "unknown" if person.provisional else "student",
                     provisional=person.provisional,
                     student_number=person.student_number,
@@ -651,6 +811,7 @@ class _Reader:
                     crop_ids=[face.crop_id for face in of_person if face.crop_id not in portraits],
                     present=counted.count("present"),
                     counted=len(counted),
+                    history=self.words.history(person.id),
                 )
             )
         order = ("student", "unknown", "visitor")
@@ -693,7 +854,7 @@ class _Reader:
         pairs = [(student_id, best.similarity)]
         if rival.runner_up_id is not None and rival.runner_up_id in known and rival.runner_up_id != student_id:
             pairs.append((rival.runner_up_id, rival.runner_up_similarity))
-        names = [isolated(self.people[student].name) for student, _ in pairs]
+        names = [self._called(student) for student, _ in pairs]
         these = "Is this face" if len(faces) == 1 else f"Are these {len(faces)} faces"
         return Question(
             key=f"which-{min(face.crop_id for face in faces)}",
@@ -715,7 +876,23 @@ class _Reader:
                 for student, similarity in pairs
                 if settled_by_which(cells.get((student, session_id)), similarity, self.threshold)
             ],
+            set_aside=self._set_aside(faces, best.similarity),
         )
+
+    def _set_aside(self, faces: Iterable[Face], similarity: float | None) -> list[str]:
+        """Whom people have said that the faces do not show; similarity: of the first candidate."""
+        nearest: dict[int, Rejection] = {}
+        for rejection in (rejection for face in faces for rejection in face.rejections):
+            before = nearest.get(rejection.student_id)
+            if before is None or (rejection.similarity or 0) > (before.similarity or 0):
+                nearest[rejection.student_id] = rejection
+        best = max((rejection.similarity or 0 for rejection in nearest.values()), default=0)
+        return [
+            f"{'The best match' if (rejection.similarity or 0) == best > (similarity or 0) else 'Also'} was set aside by a "
+            f"person. {_rejected(rejection, self._called(rejection.student_id), self.threshold)}"
+            for rejection in sorted(nearest.values(), key=lambda r: -(r.similarity or 0))
+            if rejection.student_id in self.people
+        ]
 
     def _who(self, cells: Mapping[tuple[int, int], Cell], known: Mapping[int, StudentReview]) -> list[Question]:
         unknown = [
@@ -739,6 +916,7 @@ class _Reader:
                     for session_id in sessions
                     if (cell := cells.get((student.student_id, session_id))) is not None and cell.mark is None
                 ],
+                set_aside=self._set_aside([self.faces[crop_id] for crop_id in student.crop_ids], None),
             )
             for student in unknown
             for sessions in [sorted({self.faces[crop_id].session_id for crop_id in student.crop_ids})]
@@ -818,46 +996,54 @@ def explain_face(found: Review, face: Face) -> str:
     """Why a face shows whom it shows, in a few plain sentences."""
     if face.decider is None:
         return "This model has not looked at the face yet."
-    who = found.names_in_sentences.get(face.student_id or 0, "somebody else")
+    name = found.names_in_sentences.get(face.student_id or 0, "somebody else")
     if face.decider.by == "person":
-        return _by_person(face, who)
+        return _by_person(face, name)
     if face.student_id is None:
         sentences = _why_nobody(found, face)
     elif face.decider.by == "cluster":
-        if face.similarity is not None:
-            sentences = [f"Grouped with other faces of {who}, mean similarity {face.similarity:.2f}."]
-        elif face.state == "unknown":
-            sentences = ["Like no other face: alone in its group."]
-        else:
-            before = f"it was {who} before, or a person has named its group so, or merged it"
-            sentences = [f"Alone in its group, so that no similarity is known: {before}."]
+        sentences = [_why_with_others(face, name)]
     else:
-        sentences = [_comparison(found, face, who)]
+        sentences = [_comparison(found, face, name)]
     if face.state == "unsure":
-        sentences.append(f"In doubt: {_why_in_doubt(found, face, who)}.")
-    rejected = [found.names_in_sentences[s] for s in face.rejected_ids if s in found.names_in_sentences]
-    if rejected:
-        sentences.append(f"A person has said that it is not {' nor '.join(rejected)}.")
+        sentences.append(f"In doubt: {_why_in_doubt(found, face, name)}.")
+    sentences += face.history
+    for rejection in face.rejections:
+        if rejection.student_id in found.names_in_sentences:
+            sentences.append(_rejected(rejection, found.names_in_sentences[rejection.student_id], found.threshold))
     if face.decider.at:
         # A rejection leaves the run's name, but none of what it found; a doubt that a person's word makes leaves both.
-        found_something = face.cosine_similarity is not None or face.runner_up_id is not None or not face.rejected_ids
+        found_something = face.cosine_similarity is not None or face.runner_up_id is not None or not face.rejections
         of_run = face.decider.run_id if found_something else None
-        run = f"Decided by run {of_run[:8]}, unchanged" if of_run else "Unchanged"
-        sentences.append(f"{run} since {face.decider.at:%Y-%m-%d}.")
+        decided = f"Decided automatically (run {of_run[:8]})" if of_run else "Decided automatically"
+        sentences.append(f"{decided}; unchanged since {face.decider.at:%Y-%m-%d}.")
     return " ".join(sentences)
 
 
-def _comparison(found: Review, face: Face, who: str) -> str:
+def _why_with_others(face: Face, name: str) -> str:
+    """Why a face shows whom the faces show that it was put together with."""
+    if face.similarity is not None:
+        return f"Looks like other faces of {name}: average similarity {face.similarity:.2f}."
+    if face.state == "unknown":
+        return "Like no other face of the session."
+    if face.history:
+        return "No similarity is known: the name comes from what people have said of the faces that it is with."
+    return f"Like no other face of the session, so that no similarity is known: it was {name} before."
+
+
+def _comparison(found: Review, face: Face, name: str) -> str:
     names = found.names_in_sentences
     text = "Compared with the known faces"
     if face.similarity is not None:
-        text += f": similarity to {who} {_beside_limit(face.similarity, found.threshold)}"
+        text += f": similarity to {name} {_beside_limit(face.similarity, found.threshold)}"
     if face.runner_up_id not in names or face.runner_up_similarity is None:
-        return f"{text}; there is no second likest."
-    order = "more alike is" if face.margin is not None and face.margin < 0 else "second likest is"
-    text += f"; {order} {names[face.runner_up_id]}, {face.runner_up_similarity:.2f}"
-    if face.margin is not None and face.margin >= 0:
-        text += f"; the lead is {_beside_limit(face.margin, found.review_margin, 3)}"
+        return f"{text}; nobody else comes near."
+    behind = face.margin is not None and face.margin < 0
+    text += (
+        f"; {'more alike is' if behind else 'next comes'} {names[face.runner_up_id]}, {face.runner_up_similarity:.2f}"
+    )
+    if face.margin is not None and not behind:
+        text += f"; {name} is ahead by {_beside_limit(face.margin, found.review_margin, 3)}"
     return f"{text}."
 
 
@@ -870,28 +1056,28 @@ def _why_nobody(found: Review, face: Face) -> list[str]:
         return [f"No comparison with {whom} is stored.", *poor]
     similarity = _beside_limit(face.runner_up_similarity, found.threshold)
     if face.runner_up_similarity < found.threshold:
-        return [f"No known face is near enough; the likest is {name}: similarity {similarity}.", *poor]
-    but = "the run that decided asked for more; the next one decides by what is needed now"
+        return [f"No known face is alike enough; the most alike is {name}: similarity {similarity}.", *poor]
+    but = "when it was decided more was needed; when the session is processed again, what is needed now counts"
     if other := _other_face_of(found, face, face.runner_up_id):
         but = f"{other} shows {name} already, and nobody is twice in a photo"
-    return [f"The likest is {name}: similarity {similarity}. That is enough, but {but}.", *poor]
+    return [f"The most alike is {name}: similarity {similarity}. That is enough, but {but}.", *poor]
 
 
-def _why_in_doubt(found: Review, face: Face, who: str) -> str:
+def _why_in_doubt(found: Review, face: Face, name: str) -> str:
     if other := _other_face_of(found, face, face.student_id):
-        return f"{other} shows {who} already, and nobody is twice in a photo"
+        return f"{other} shows {name} already, and nobody is twice in a photo"
     rival = found.names_in_sentences.get(face.runner_up_id or 0)
     if rival is not None and face.margin is not None and face.margin < 0:
         if other := _other_face_of(found, face, face.runner_up_id):
-            return f"{other} shows {rival} already, and {who} is the likest of the others"
+            return f"{other} shows {rival} already, and {name} is the most alike of the others"
         return f"it may be {rival}, who is more alike"
     if face.margin is not None and face.margin < found.review_margin:
-        return "the lead is too small"
+        return f"{name} is too little ahead"
     if face.decider is not None and face.decider.by == "cluster":
-        return "the group may hold more than one person"
+        return "the faces that it was put with may be of more than one person"
     return (
-        f"when it was decided another face, of this photo or of one that the run took for the same person, was {who}, or a "
-        "larger lead was needed"
+        f"when it was decided another face, of this photo or of one that was taken for the same person, was {name}, or "
+        f"{name} had to be further ahead"
     )
 
 
@@ -906,25 +1092,17 @@ def _other_face_of(found: Review, face: Face, student_id: int | None) -> str | N
     return None
 
 
-def _by_person(face: Face, who: str) -> str:
+def _by_person(face: Face, name: str) -> str:
     decider = face.decider
     assert decider is not None, "asked for faces with one only"
     if decider.name == "enrolment":
-        return f"The portrait of {who}, by the name of its file."
+        return f"The portrait of {name}, by the name of its file."
     what = {
         "not_a_face": "this is no face",
-        "unknown": f"this is {who}" if face.student_id else "this is nobody of the class",
-        "visitor": f"this is {who}, a visitor",
-    }.get(face.state, f"this is {who}")
+        "unknown": f"this is {name}" if face.student_id else "this is nobody of the class",
+        "visitor": f"this is {name}, a visitor",
+    }.get(face.state, f"this is {name}")
     return _said(decider, what)
-
-
-@lru_cache(maxsize=10_000)  # a review of a hundred sessions asks 100,000 times about its hundred names
-def isolated(name: str) -> str:
-    """The name for use in a sentence: one that is written from right to left between Unicode's isolates (UAX #9)."""
-    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in name):
-        return f"\u2068{name}\u2069"
-    return name
 
 
 def _state(row: ReviewedFace, student: ReviewedStudent | None) -> FaceState:
@@ -959,10 +1137,18 @@ def _odds(probability: float) -> float:
 
 def _said(decider: Decider | None, what: str) -> str:
     """A person's word in a sentence: who has said it, when, and why; of None that somebody has."""
-    by = isolated(decider.name) if decider and decider.name else "A person"
-    when = f" on {decider.at:%Y-%m-%d}" if decider and decider.at else ""
-    why = f": {decider.reason}" if decider and decider.reason else ""
-    return f"{by} said{when} that {what}{why}."
+    said = decider or Decider(by="person")
+    when = f" on {said.at:%Y-%m-%d}" if said.at else ""
+    return f"{by_whom(said.name)} said{when} that {what}{for_reason(said.reason)}"
+
+
+def _rejected(rejection: Rejection, name: str, threshold: float, *, its: str = "Its") -> str:
+    """That a face does not show a student, as a person has said, whatever the similarity."""
+    said = _said(rejection.said, f"this is not {name}")
+    if rejection.similarity is None:
+        return said
+    link = "would be enough, but" if rejection.similarity >= threshold else "is too small anyway;"
+    return f"{its} similarity to {name}, {rejection.similarity:.2f}, {link} {said}"
 
 
 def _beside_limit(value: float, limit: float, digits: int = 2) -> str:

@@ -48,6 +48,22 @@ def test_the_review_has_students_register_evidence_and_questions(client, process
     assert review["left"] == 1
 
 
+def test_the_review_says_what_people_are_called_and_what_was_said_of_them(client, processed):
+    (eve,) = [student for student in review_of(client, processed)["students"] if student["kind"] == "unknown"]
+    assert (eve["label"], eve["first_seen"], eve["history"]) == (f"Unnamed person {eve['student_id']}", "s1", [])
+    bob = processed.students["Bob"]
+    url = f"{API}/face-crops/{eve['crop_ids'][0]}/reject/"
+    answer = client.post(url, json={"student_id": bob, "reason": "a cousin"})
+    assert answer.status_code == 200, answer.text
+    client.patch(f"{API}/students/{bob}/", json={"name": "Robert", "reason": "his passport"})
+    review = review_of(client, processed)
+    (robert,) = [student for student in review["students"] if student["student_id"] == bob]
+    assert robert["label"] == "Robert"
+    assert re.fullmatch(r"On [\d-]+ .+ gave Bob the name Robert: his passport\.", robert["history"][0])
+    faces = {face["crop_id"]: face for face in review["faces"]}
+    assert re.search(r" said on [\d-]+ that this is not Robert: a cousin\.", faces[eve["crop_ids"][0]]["why"])
+
+
 def test_every_face_that_is_named_is_there_with_its_reason(client, processed):
     review = review_of(client, processed)
     faces = {face["crop_id"]: face for face in review["faces"]}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.database import catalog, crops, students
+from pipelines.database import calibrations, catalog, crops, students
 from pipelines.errors import AttendanseeError
 from pipelines.partitions import SessionKey
 from pipelines.services.attendance import AttendanceService
@@ -42,6 +42,10 @@ def cell_of(review: Review, student: str, session: str) -> Cell:
 
 def student_id(review: Review, name: str) -> int:
     return next(s.student_id for s in review.students if s.name == name)
+
+
+def called(review: Review, name: str) -> str:
+    return next(s.label for s in review.students if s.name == name)
 
 
 def eve(review: Review) -> str:
@@ -92,8 +96,8 @@ def test_every_cell_of_the_register_says_why(school):
     assert face.decider is not None
     assert face.decider.by == "knn"
     assert f"similarity to Ada {face.similarity:.2f}" in explain_face(review, face)
-    assert "; second likest is " in explain_face(review, face)
-    assert f"; the lead is {face.margin:.3f} (0.010 is needed)." in explain_face(review, face)
+    assert "; next comes " in explain_face(review, face)
+    assert f"; Ada is ahead by {face.margin:.3f} (0.010 is needed)." in explain_face(review, face)
     assert "In doubt" not in explain_face(review, face)
     absent = cell_of(review, "Cem", "s1")
     assert absent.why[0] == "None of the 5 faces in 2 photos was taken for Cem."
@@ -123,15 +127,15 @@ def test_an_unknown_face_says_why_the_likest_student_was_passed_over(school, dat
     (photo,) = [p for p in first.sessions[0].photos if crop_id in {face.crop_id for face in p.faces}]
     number = [face.crop_id for face in photo.faces].index(school.crops["s1", 0, "Ada"]) + 1
     beside = why(ada, 0.95)
-    assert beside.startswith("The likest is Ada: similarity ")
+    assert beside.startswith("The most alike is Ada: similarity ")
     assert f"That is enough, but face {number} from the left in the photo shows Ada already" in beside
     assert "poor to see" not in beside
-    assert "Decided by run abcdefgh, unchanged since " in beside
+    assert "Decided automatically (run abcdefgh); unchanged since " in beside
     alone = why(cem, 0.95)
     assert "shows Cem already" not in alone
-    assert "That is enough, but the run that decided asked for more" in alone
+    assert "That is enough, but when it was decided more was needed" in alone
     far = why(ada, 0.9)
-    assert far.startswith("No known face is near enough; the likest is Ada: similarity ")
+    assert far.startswith("No known face is alike enough; the most alike is Ada: similarity ")
     assert "That is enough" not in far
     with database.connection() as connection:
         connection.execute("UPDATE face_crops SET unusable_reasons = '{too small}' WHERE id = %s", [crop_id])
@@ -145,11 +149,17 @@ def test_a_face_without_a_stored_comparison_does_not_say_that_there_was_one(scho
     DecisionService("ann").reject(crop_id, student_id(school(), "Bob"))
     review = school()
     text = explain_face(review, review.faces()[crop_id])
-    assert text.startswith("No comparison with anybody else is stored. A person has said that it is not Bob. Unchanged")
+    assert text.startswith("No comparison with anybody else is stored. Its similarity to Bob, ")
+    assert re.search(
+        r"would be enough, but ann said on [\d-]{10} that this is not Bob\. Decided automatically; unch", text
+    )
     assert "abcdefgh" not in text
     absent = cell_of(review, "Bob", "s2").why
-    assert "A person has said of face 1 from the left in 0.jpg that it is not Bob." in absent
-    assert not any("it is not Cem" in sentence for sentence in cell_of(review, "Cem", "s2").why)
+    assert any(
+        re.match(r"Of face 1 from the left in 0.jpg: its similarity to Bob, 0.\d\d, would be enough, but ann said", w)
+        for w in absent
+    )
+    assert not any("this is not Cem" in sentence for sentence in cell_of(review, "Cem", "s2").why)
 
 
 def test_an_absent_student_says_who_came_nearest(school, database):
@@ -161,8 +171,8 @@ def test_an_absent_student_says_who_came_nearest(school, database):
     cell = cell_of(review, "Cem", "s1")
     assert cell.nearest_id is None
     assert (
-        "Of the 3 faces that a run has compared with the known faces, none has Cem as its likest or second likest."
-        in (cell.why)
+        "Of the 3 faces that were compared with the known faces, none has Cem among the two students whom it is most like; "
+        "only these two are kept." in cell.why
     )
     nearer, farther = school.crops["s1", 0, "Bob"], school.crops["s1", 0, "Ada"]
     with database.connection() as connection:
@@ -177,7 +187,7 @@ def test_an_absent_student_says_who_came_nearest(school, database):
     photo, number = review.places[nearer]
     similarity = review.faces()[nearer].runner_up_similarity
     assert (
-        f"Nearest to Cem came face {number} from the left in {photo.file_name}: similarity {similarity:.2f} (0.58 is needed). "
+        f"Most like Cem is face {number} from the left in {photo.file_name}: similarity {similarity:.2f} (0.58 is needed). "
         "It was taken for Bob." in cell.why
     )
     assert not any("none has Cem" in sentence for sentence in cell.why)
@@ -211,29 +221,32 @@ def looks_like(database, crop_ids: list[int], other: int) -> None:
 def test_an_unknown_person_says_which_student_is_likest_and_why_it_is_not_that_one(school, database):
     first = school()
     unknown = eve(first)
-    (likest,) = [w for w in cell_of(first, unknown, "s1").why if "likest now" in w]
+    (likest,) = [w for w in cell_of(first, unknown, "s1").why if "is most like this person" in w]
     assert "(0.58 is needed)" in likest
-    assert not any("nearest single face" in w for w in cell_of(first, unknown, "s1").why)
-    assert any("likest now" in w for w in cell_of(first, unknown, "s2").why)
-    assert not any("likest now" in w for w in cell_of(first, "Ada", "s1").why)
+    assert not any("by the one face" in w for w in cell_of(first, unknown, "s1").why)
+    assert any("is most like this person" in w for w in cell_of(first, unknown, "s2").why)
+    assert not any("is most like this person" in w for w in cell_of(first, "Ada", "s1").why)
     faces = [crop_id for place, crop_id in school.crops.items() if place[2] == "Eve"]
 
     portrait = {s.name: s.portrait_ids[0] for s in first.students if s.portrait_ids}
     looks_like(database, faces, portrait["Cem"])
     review = school()
     why = cell_of(review, unknown, "s1").why
-    assert any(w.startswith("Of the named students Cem is likest now") for w in why)
-    assert any("by the nearest single face" in w for w in why)
-    assert any(w.startswith(f"The unknown person {unknown} is most like Cem") for w in cell_of(review, "Cem", "s1").why)
+    assert any(w.startswith("Of the named students Cem is most like") for w in why)
+    assert any("by the one face that is most alike" in w for w in why)
+    assert any(
+        w.startswith(f"The unknown person {called(review, unknown)} is most like Cem")
+        for w in cell_of(review, "Cem", "s1").why
+    )
 
     DecisionService("ann").reject(faces[0], student_id(first, "Cem"))
     why = cell_of(school(), unknown, "s1").why
-    assert any(w.startswith("Cem is as like") and "a person has said that it is not Cem" in w for w in why)
+    assert any(re.match(r"Cem is alike enough, .*, but ann said on [\d-]{10} that this is not Cem\.", w) for w in why)
     assert not any("Of the named students Cem" in w for w in why)
 
     looks_like(database, faces, portrait["Bob"])
     why = cell_of(school(), unknown, "s1").why
-    assert any(w.startswith("Bob is as like") and "a photo shows Bob beside this person" in w for w in why)
+    assert any(w.startswith("Bob is alike enough") and "a photo shows Bob beside this person" in w for w in why)
 
 
 def test_a_doubt_says_what_stands_against_the_student(school, database):
@@ -258,8 +271,8 @@ def test_a_doubt_says_what_stands_against_the_student(school, database):
         0, "Bob", student_id=bob, runner_up_id=ada, cosine_similarity=0.94, runner_up_cosine_similarity=0.96
     )
     assert "; more alike is Ada" in more_alike
-    assert "shows Ada already, and Bob is the likest of the others" in more_alike
-    assert "the lead" not in more_alike
+    assert "shows Ada already, and Bob is the most alike of the others" in more_alike
+    assert "ahead" not in more_alike
     alone = why(1, "Ada", student_id=ada, runner_up_id=bob, cosine_similarity=0.94, runner_up_cosine_similarity=0.96)
     assert "In doubt: it may be Bob, who is more alike." in alone
     far = why(1, "Ada", student_id=ada, runner_up_id=bob, cosine_similarity=0.98, runner_up_cosine_similarity=0.5)
@@ -319,7 +332,7 @@ def test_the_states_of_faces_follow_what_people_say(school, database):
     assert crops["s1", 0, "Ada"] not in cell_of(review, "Ada", "s1").crop_ids
     rejected = faces[crops["s2", 0, "Bob"]]
     assert rejected.state == "unknown"
-    assert "A person has said that it is not Bob." in explain_face(review, rejected)
+    assert re.search(r"ann said on [\d-]{10} that this is not Bob\.", explain_face(review, rejected))
     portrait = faces[next(s for s in review.students if s.name == "Ada").portrait_ids[0]]
     assert explain_face(review, portrait) == "The portrait of Ada, by the name of its file."
 
@@ -331,8 +344,8 @@ def test_a_visitor_is_in_no_row_and_counted_apart(school, database):
     (visitor,) = [s for s in review.students if s.kind == "visitor"]
     assert not visitor.in_register
     why = cell_of(review, visitor.name, "s1").why
-    assert any(w.startswith("ann said on ") and w.endswith(f"that {visitor.name} is a visitor: a guest.") for w in why)
-    assert f"2 faces in 2 of 2 photos show {visitor.name}." in why
+    assert any(w.startswith("ann said on ") and w.endswith(f"that {visitor.label} is a visitor: a guest.") for w in why)
+    assert f"2 faces in 2 of 2 photos show {visitor.label}." in why
     assert not any("visitor" in w for w in cell_of(review, "Ada", "s1").why)
     assert [session.counts["visitor"] for session in review.sessions] == [1, 1]
     assert {review.faces()[c].state for c in visitor.crop_ids} == {"visitor"}
@@ -355,9 +368,9 @@ def test_faces_of_one_person_in_one_session_are_one_question(school, database):
     assert question.cells == [(student_id(review, name), session_id) for name in ("Ada", "Cem")]
     assert cell_of(review, "Ada", "s1").status == "unsure"
     assert "may be Ada, in doubt" in cell_of(review, "Ada", "s1").why[0]
-    assert any("2 faces in doubt have Cem as the second likest." in w for w in cell_of(review, "Cem", "s1").why)
+    assert any("2 faces in doubt have Cem as the second possibility." in w for w in cell_of(review, "Cem", "s1").why)
     text = explain_face(review, review.faces()[question.crop_ids[0]])
-    assert "; the lead is 0.002 (0.010 is needed). In doubt: the lead is too small." in text
+    assert "; Ada is ahead by 0.002 (0.010 is needed). In doubt: Ada is too little ahead." in text
 
 
 def test_two_faces_of_one_photo_are_two_questions(school, database):
@@ -439,7 +452,7 @@ def compared_face(similarity: float, runner_up: float | None) -> Face:
         runner_up_similarity=runner_up,
         runner_up_cosine_similarity=0.9,
         decider={"by": "knn"},
-        **{"rejected_ids": [], "unusable_reasons": [], "crop_path": None},
+        **{"rejections": [], "unusable_reasons": [], "crop_path": None},
     )
 
 
@@ -489,3 +502,175 @@ def test_a_mark_in_a_session_without_a_photo_makes_nobody_else_absent(school, da
     register = AttendanceService(database, "dlib").register("m")
     assert register.attendance("s3") == {"Cem": "present"}
     assert "m,s3,,Cem,present,ann,saw her\n" in register.to_csv()
+
+
+DATE = r"[\d-]{10}"
+
+
+def why_face(review: Review, crop_id: int) -> str:
+    return explain_face(review, review.faces()[crop_id])
+
+
+def test_a_rejected_face_says_who_when_and_why_and_so_does_the_cell_of_whoever_is_absent(school, process_class):
+    crop_id = school.crops["s2", 0, "Bob"]
+    DecisionService("ann").reject(crop_id, student_id(school(), "Bob"), "that is his brother")
+    said = rf"similarity to Bob, 0\.\d\d, would be enough, but ann said on {DATE} that this is not Bob: that is his brother\."
+    for again in (False, True):
+        if again:
+            process_class("dlib")
+        review = school()
+        assert re.search(rf"Its {said}", why_face(review, crop_id))
+        cell = cell_of(review, "Bob", "s2")
+        assert cell.status == "absent"
+        assert any(re.fullmatch(rf"Of face \d from the left in 0.jpg: its {said}", sentence) for sentence in cell.why)
+        (rejection,) = review.faces()[crop_id].rejections
+        assert rejection.similarity is not None
+        assert rejection.similarity > review.threshold
+
+
+def test_a_face_that_a_person_gave_to_somebody_else_is_told_in_the_cell_of_whom_it_was_taken_for(school):
+    crop_id = school.crops["s2", 0, "Bob"]
+    DecisionService("ann").assign(crop_id, student_id(school(), "Cem"), "he told me")
+    why = cell_of(school(), "Bob", "s2").why
+    assert any(
+        re.fullmatch(
+            rf"Of face \d from the left in 0.jpg: it was taken for Bob at first. ann said on {DATE} that this is Cem: "
+            r"he told me\.",
+            sentence,
+        )
+        for sentence in why
+    )
+    assert not any("at first" in sentence for sentence in cell_of(school(), "Cem", "s1").why)
+
+
+def test_faces_of_a_decision_about_several_have_its_reason(school):
+    ids = [school.crops["s1", photo, "Ada"] for photo in (0, 1)]
+    decision = DecisionService("ann").assign_crops(ids, student_id(school(), "Ada"), "asked her").decision_id
+    review = school()
+    for crop_id in ids:
+        assert why_face(review, crop_id).endswith("that this is Ada: asked her.")
+        assert review.faces()[crop_id].decider.decision_id == decision, "which can be undone, unlike its parts"
+
+
+def test_a_merged_group_says_who_merged_it_into_whom_when_and_why(school, process_class):
+    first = school()
+    unknown = next(s for s in first.students if s.kind == "unknown")
+    merge = DecisionService("ann").merge(unknown.student_id, student_id(first, "Cem"), "cut his hair.")
+    said = (
+        rf"Its group of 3 faces, {unknown.label}, was merged into Cem by ann on {DATE}: cut his hair\."
+        rf"|On {DATE} ann said that {unknown.label} and Cem are one person: cut his hair\."
+    )
+    for again in (False, True):
+        if again:
+            process_class("dlib")
+        review = school()
+        (cem,) = [s for s in review.students if s.name == "Cem"]
+        (word,) = cem.history
+        assert re.fullmatch(rf"On {DATE} ann said that {unknown.label} and Cem are one person: cut his hair\.", word)
+        for crop_id in unknown.crop_ids:
+            assert re.search(said, why_face(review, crop_id)) or "similarity to Cem" in why_face(review, crop_id)
+        assert again or all("Its group of 3 faces" in why_face(review, crop_id) for crop_id in unknown.crop_ids)
+        assert cell_of(review, "Cem", "s2").status == "present"
+    DecisionService("bob").undo(merge.decision_id, "it is not him")
+    (cem,) = [s for s in school().students if s.name == "Cem"]
+    assert re.search(rf"bob took that back on {DATE}: it is not him\.$", cem.history[0])
+
+
+def test_a_person_whom_somebody_has_named_says_who_gave_the_name(school, process_class):
+    first = school()
+    unknown = next(s for s in first.students if s.kind == "unknown")
+    DecisionService("ann").rename(unknown.student_id, "Eve", "she told me")
+    process_class("dlib")
+    review = school()
+    (named,) = [s for s in review.students if s.name == "Eve"]
+    said = rf"On {DATE} ann gave {unknown.label} the name Eve: she told me\."
+    assert [bool(re.fullmatch(said, word)) for word in named.history] == [True]
+    by_group = [i for i in named.crop_ids if review.faces()[i].decider.by == "cluster"]
+    assert all(re.search(said, why_face(review, crop_id)) for crop_id in by_group)
+    assert [s.history for s in review.students if s.name == "Ada"] == [[]]
+
+
+def test_splits_visitors_and_new_students_are_in_the_history_of_both(school):
+    first, decide = school(), DecisionService("ann")
+    decide.split([school.crops["s1", 1, "Ada"]], "Dan", "another one")
+    unknown = next(s for s in first.students if s.kind == "unknown")
+    decide.hide(unknown.student_id, "a guest")
+    decide.unassign(school.crops["s2", 0, "Bob"])
+    decide.create_student([school.crops["s2", 0, "Bob"]], "Fay", "new here")
+    history = {s.name: s.history for s in school().students}
+    assert history["Ada"] == history["Dan"]
+    assert re.fullmatch(
+        rf"On {DATE} ann said that one face of Ada shows somebody else, Dan: another one\.", *history["Dan"]
+    )
+    assert re.fullmatch(rf"On {DATE} ann said that {unknown.label} is a visitor: a guest\.", *history[unknown.name])
+    assert re.fullmatch(
+        rf"On {DATE} ann said that one face, until then nobody's, shows Fay: new here\.", *history["Fay"]
+    )
+
+
+def test_what_was_undone_is_told_where_it_had_counted(school):
+    first, decide = school(), DecisionService("ann")
+    crop_id, cem = school.crops["s1", 0, "Bob"], student_id(first, "Cem")
+    assigned = decide.assign(crop_id, cem, "looks so").decision_id
+    marked = decide.mark_attendance(first.sessions[1].session_id, cem, "excused", "ill").decision_id
+    for decision in (assigned, marked):
+        DecisionService("bob").undo(decision, "a mistake")
+    review = school()
+    undone = rf"bob took that back on {DATE}: a mistake\."
+    assert re.search(rf"ann had said on {DATE} that this is Cem: looks so\. {undone}", why_face(review, crop_id))
+    assert re.fullmatch(
+        rf"ann had set on {DATE} “excused” by hand: ill\. {undone}", cell_of(review, "Cem", "s2").why[0]
+    )
+
+
+def test_a_question_says_that_its_best_match_was_set_aside(school, database):
+    crops_, first = school.crops, school()
+    ada, cem = student_id(first, "Ada"), student_id(first, "Cem")
+    DecisionService("ann").reject(crops_["s1", 0, "Bob"], student_id(first, "Bob"), "a cousin")
+    with database.connection() as connection:
+        connection.execute(
+            """UPDATE assignments SET state = 'needs_review', student_id = %s, cosine_similarity = 0.94, similarity = 0.6,
+            runner_up_id = %s, runner_up_cosine_similarity = 0.938 WHERE crop_id = %s""",
+            [ada, cem, crops_["s1", 0, "Bob"]],
+        )
+    (question,) = which(school())
+    assert [c.student_id for c in question.candidates] == [ada, cem]
+    (sentence,) = question.set_aside
+    assert re.fullmatch(
+        rf"The best match was set aside by a person. Its similarity to Bob, 0\.\d\d, would be enough, but ann said on {DATE} "
+        r"that this is not Bob: a cousin\.",
+        sentence,
+    )
+    assert [q.set_aside for q in school().questions if q.kind == "who"] == [[]]
+
+
+def test_people_without_a_name_are_called_by_their_number_in_sentences(school):
+    review = school()
+    unknown = next(s for s in review.students if s.kind == "unknown")
+    assert (unknown.label, unknown.first_seen) == (f"Unnamed person {unknown.student_id}", "s1")
+    assert "Cluster" in unknown.name, "for commands"
+    assert [s.label for s in review.students if s.kind == "student"] == ["Ada", "Bob", "Cem"]
+    sentences = [w for cell in review.cells for w in cell.why]
+    sentences += [explain_face(review, face) for face in review.faces().values()] + [q.text for q in review.questions]
+    assert not any("Cluster_" in sentence for sentence in sentences)
+
+
+def test_the_limit_says_where_it_comes_from(school, database):
+    assert school().threshold_origin.startswith("Nobody has adjusted the limit to this class (attendansee calibrate m)")
+    with database.connection() as connection:
+        class_id = catalog.find_class(connection, "m")
+        (calibration_id,) = connection.execute(
+            """INSERT INTO calibrations (class_id, model, version, fpir, operating_distance, verification_distance, slope,
+                false_positives, impostor_comparisons, true_positives, genuine_comparisons)
+            VALUES (%s, 'dlib', 'v', 0.01, 0.05, 0.05, 50, 1, 100, 90, 100) RETURNING id""",
+            [class_id],
+        ).fetchone()
+    for chosen, words in {
+        calibration_id: rf"The limit was measured on this class's own confirmed faces \(calibration {calibration_id}\), .*",
+        None: r"The limit is the one that the model has for all classes\.",
+    }.items():
+        with database.connection() as connection:
+            calibrations.append_adoption(
+                connection, class_id, "dlib", chosen, adopted_by="ann", reason="tried both", run_id=None
+            )
+        assert re.fullmatch(rf"{words} ann decided so on {DATE}: tried both\.", school().threshold_origin)

@@ -92,6 +92,7 @@ function article(app, question) {
       shown.map((id) => faceImage(id, app.faceText(id), shown.length > 2 ? "medium" : "large")),
     ),
     more > 0 && element("p", { class: "quiet" }, `and ${more} more, which the answer says nothing of`),
+    question.set_aside.map((sentence) => element("p", {}, app.readable(sentence))),
     candidates.length > 0 && element("div", { class: "candidates" }, candidates),
     element("div", { class: "field" }, field.root, element("button", { type: "button", click: save }, "Save this name")),
     element(

@@ -84,13 +84,7 @@ async function show(review) {
   app.review = review;
   app.faces = new Map(review.faces.map((face) => [face.crop_id, face]));
   app.sessions = new Map(review.sessions.map((session) => [session.session_id, session]));
-  // Somebody without a name is told apart by the number, which stays when others are named.
-  app.students = new Map(
-    review.students.map((student) => [
-      student.student_id,
-      { ...student, label: student.provisional ? `Unnamed person ${student.student_id}` : student.name },
-    ]),
-  );
+  app.students = new Map(review.students.map((student) => [student.student_id, student]));
   await render();
 }
 
@@ -137,8 +131,11 @@ function readAddress() {
   return wanted in VIEWS;
 }
 
+let rendering = 0;
+
 async function render() {
   const { review } = app;
+  const turn = ++rendering;
   const open = review.questions.filter((question) => !app.answered.has(question.key));
   byId("class-name").textContent = review.class_name;
   document.title = `Review of ${review.class_name}`;
@@ -159,6 +156,8 @@ async function render() {
   const { selectionStart, selectionEnd, ariaExpanded } = document.activeElement;
   const listed = ariaExpanded === "true";
   const shown = await VIEWS[view](app);
+  // Another view, or a newer state, was asked for while this one was fetched.
+  if (turn !== rendering) return;
   main.replaceChildren(...shown);
   // What somebody has begun to write stays.
   for (const [name, text] of typed) {
@@ -195,12 +194,12 @@ function summary(review, open) {
  * is shown at once, while the class is read. Returns whether all is kept; what failed can be tried again from there, and
  * nothing is lost.
  */
-async function decide(title, steps, { saved = () => {}, question = null, previous = null } = {}) {
+async function decide(title, steps, { saved = () => {}, question = null, previous = null, why = byId("why").value } = {}) {
   if (app.saving) return false;
   app.saving = true;
   byId("main").setAttribute("aria-busy", "true");
   showProblem();
-  api.because(byId("why").value);
+  api.because(why);
   const ids = [];
   let failure = null;
   let next = 0;
@@ -216,17 +215,17 @@ async function decide(title, steps, { saved = () => {}, question = null, previou
   if (failure) {
     const rest = steps.slice(next);
     const missing = ids.length ? `${many(rest.length, "step")} of “${title}” not saved` : `Not saved: ${title}`;
-    showProblem(failure, missing, () => decide(title, rest, { saved, question, previous }));
+    showProblem(failure, missing, () => decide(title, rest, { saved, question, previous, why }));
   } else {
     saved();
-    closeWhy();
+    closeWhy(why);
   }
   if (ids.length) {
     made.push({ title, ids });
     const read = refreshOrSay();
     if (question && !failure) {
       app.answered.add(question);
-      await render();
+      await renderOrSay();
     } else await read;
     say(failure ? `Only a part is saved: ${title}.` : `Saved: ${title}.`);
   }
@@ -241,7 +240,8 @@ async function undoLast() {
   if (app.saving) return undefined;
   app.saving = true;
   showProblem();
-  api.because(byId("why").value);
+  const why = byId("why").value;
+  api.because(why);
   let failure = null;
   try {
     while (last.ids.length) {
@@ -253,7 +253,7 @@ async function undoLast() {
     failure = error;
   }
   if (failure) showProblem(failure, `Not undone: ${last.title}`, undoLast);
-  else closeWhy();
+  else closeWhy(why);
   // The question that is open again is asked, where it comes first.
   app.looked = {};
   await refreshOrSay();
@@ -275,6 +275,16 @@ async function refreshOrSay() {
     await refresh();
   } catch (error) {
     showProblem(error, "What is shown here may be old", refreshOrSay);
+  }
+}
+
+async function renderOrSay() {
+  try {
+    await render();
+    return true;
+  } catch (error) {
+    showProblem(error, "This part cannot be shown", renderOrSay);
+    return false;
   }
 }
 
@@ -314,8 +324,9 @@ function openWhy() {
   byId("why").focus();
 }
 
-/** There is no reason any more, and its field is away. */
-function closeWhy() {
+/** There is no reason any more, and its field is away; unless it holds another one than was given: that is for what comes. */
+function closeWhy(given = byId("why").value) {
+  if (byId("why").value !== given) return;
   byId("why").value = "";
   leaveWhy();
   byId("why-field").hidden = true;
@@ -365,12 +376,7 @@ byId("undo").addEventListener("click", undoLast);
 byId("keys").addEventListener("click", () => byId("keys-dialog").showModal());
 window.addEventListener("hashchange", async () => {
   if (!readAddress() || !app.review) return;
-  try {
-    await render();
-    byId("main").querySelector("h2").focus();
-  } catch (error) {
-    showProblem(error, "This part cannot be shown", () => window.dispatchEvent(new Event("hashchange")));
-  }
+  if (await renderOrSay()) byId("main").querySelector("h2")?.focus();
 });
 
 readAddress();

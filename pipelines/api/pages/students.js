@@ -133,6 +133,7 @@ function body(app, student) {
     return app.decide(`${student.label} and ${into.label} are one`, [() => api.merge(id, into.student_id)], { saved: () => { other.input.value = ""; } });
   };
   return [
+    ...student.history.map((sentence) => element("p", { class: "quiet" }, app.readable(sentence))),
     student.portrait_ids.length > 0 &&
       element("div", { class: "faces" }, student.portrait_ids.map((cropId) => faceImage(cropId, `Portrait of ${student.label}`))),
     element(

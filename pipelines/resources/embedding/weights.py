@@ -5,6 +5,7 @@ reads the same; those that people have added lie beside their definition.
 """
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,6 +102,8 @@ def fetch_weights(name: str, settings: Settings) -> WeightsStatus:
     if weights_status(spec, settings).state == "mismatch" and not settings.allow_unverified_weights:
         path.unlink()  # such as the part of a download that was cut off: DeepFace would take it for the whole
 
+    # Its log lines of each failing source would stand above the one sentence that helps.
+    os.environ.setdefault("DEEPFACE_LOG_LEVEL", str(logging.ERROR))
     from deepface.commons import weight_utils
 
     os.environ["DEEPFACE_HOME"] = str(settings.deepface_folder)
