@@ -17,7 +17,7 @@ from pipelines.api.auth import Guard, SecurityHeaders, token_of
 from pipelines.api.common import DECIDED_BY, PREFIX, known_names_only
 from pipelines.api.dagster_runs import DagsterRuns
 from pipelines.api.documentation import page
-from pipelines.api.errors import UnforeseenErrors, add_error_handlers
+from pipelines.api.errors import BodyLimit, UnforeseenErrors, add_error_handlers
 from pipelines.api.writers import THREADS, WRITERS, one_of_the_writers
 from pipelines.resources.database import Database
 from pipelines.resources.embedding_models import EmbeddingModels
@@ -28,8 +28,6 @@ from pipelines.settings import Settings
 
 # How long a call waits for a class that somebody else is deciding about.
 LOCK_PATIENCE_S = 5
-# 100,000 ids of up to 19 digits, the longest list that an operation takes.
-MAX_BODY_BYTES = 4 * 1024 * 1024
 
 DESCRIPTION = """\
 The operations on face crops, the reads and the edits that the workflows need. Lists come in pages (`limit`, `offset`)
@@ -55,8 +53,6 @@ def create_app(settings: Settings, *, decided_by: str = DECIDED_BY) -> FastAPI:
         yield
         runs.close()
 
-    # Typed loosely, for older versions of FastAPI have no limit of a body.
-    limits: dict[str, Any] = {"max_body_size": MAX_BODY_BYTES}
     app = FastAPI(
         title="AttendanSee",
         version="1",
@@ -66,7 +62,6 @@ def create_app(settings: Settings, *, decided_by: str = DECIDED_BY) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirected POST loses its body
         generate_unique_id_function=_operation_id,
-        **limits,
     )
     app.state.context = ServiceContext(
         Database(),
@@ -92,6 +87,7 @@ def create_app(settings: Settings, *, decided_by: str = DECIDED_BY) -> FastAPI:
     # A review of a large class is 10 MB of much the same sentences, 0.5 MB compressed; pictures are below the size.
     app.add_middleware(GZipMiddleware, minimum_size=100_000, compresslevel=1)
     app.add_middleware(TrailingSlash)
+    app.add_middleware(BodyLimit)
     app.add_middleware(Guard, token=token)
     app.add_middleware(UnforeseenErrors)
     app.add_middleware(SecurityHeaders)

@@ -1,5 +1,6 @@
 """Who may call: the bearer token, or without one only this machine; and what browsers may do with an answer."""
 
+import ipaddress
 import secrets
 from urllib.parse import urlsplit
 
@@ -12,7 +13,6 @@ from pipelines.settings import Settings
 PUBLIC_PATHS = frozenset({"/docs", "/openapi.json"})
 # Below it lies the review page: script and style without data, which asks for the token itself.
 PAGES = "/review/"
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def token_of(settings: Settings) -> str | None:
@@ -55,13 +55,21 @@ class Guard:
 
 def _refuse_strangers(headers: Headers) -> JSONResponse | None:
     host, origin = headers.get("host", "").lower(), headers.get("origin")
-    if _name(host) not in LOOPBACK_NAMES:
+    if not _is_this_machine(_name(host)):
         return JSONResponse(
             {"detail": "Without ATTENDANSEE_API_TOKEN only localhost is served: set a token, or use that name."}, 403
         )
     if origin is not None and urlsplit(origin).netloc.lower() != host:
         return JSONResponse({"detail": "Without ATTENDANSEE_API_TOKEN pages of other origins are not served."}, 403)
     return None
+
+
+def _is_this_machine(name: str) -> bool:
+    """Whether a host's name is localhost or a loopback address, any of 127.0.0.0/8: of other names nobody knows the place."""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _name(host: str) -> str:

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pipelines.commands.common import plain_errors
 from pipelines.errors import AttendanseeError, ParameterError
 from pipelines.services.operations import OPERATIONS, Operation
-from pipelines.services.parameters import checked
+from pipelines.services.parameters import MAX_ID, checked
 from pipelines.settings import get_settings
 
 _ARGUMENTS = {"crop_id": "CROP", "face_crop_ids": "CROP...", "session_id": "SESSION", "class_id": "CLASS"}
@@ -45,11 +45,25 @@ def _option(name: str, field: FieldInfo) -> click.Option:
             [f"{flag}/--no-{flag[2:]}"], default=field.default, show_default=True, help=field.description
         )
     kind: Any = field.annotation
+    if kind in (int, float):
+        kind = _Number(kind)
     if get_origin(kind) is Literal:
         kind = click.Choice(get_args(kind))
     elif isinstance(field.json_schema_extra, dict) and "enum" in field.json_schema_extra:
         kind = click.Choice(list(map(str, field.json_schema_extra["enum"])))  # type: ignore[arg-type]
     return click.Option([flag], type=kind, default=field.default, show_default=True, help=field.description)
+
+
+class _Number(click.ParamType):
+    """A number; what is none is left to `checked`, which names the parameter and its range as everywhere else."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = {int: "integer", float: "float"}[kind]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002 - click's own signature
+        """The number that is written, else the text."""
+        return _number(value, self.kind)
 
 
 def _launch(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
@@ -92,10 +106,12 @@ def _resolved(connection: Any, values: dict[str, Any]) -> dict[str, Any]:
     if SEPARATOR in (session := values.get("session_id", "")):
         resolved["session_id"] = catalog.find_session(connection, parse_session_key(session)).id
     elif session:
-        resolved["session_id"] = _number(session)
+        resolved["session_id"] = _id("session_id", session, "CLASS__SESSION")
     if class_name := values.get("class_id"):
         known = class_name in catalog.class_names(connection)
-        resolved["class_id"] = catalog.find_class(connection, class_name) if known else _number(class_name)
+        resolved["class_id"] = (
+            catalog.find_class(connection, class_name) if known else _id("class_id", class_name, "name")
+        )
     if "crop_id" in values:
         resolved["crop_id"] = _number(values["crop_id"])
     if "face_crop_ids" in values:
@@ -103,11 +119,21 @@ def _resolved(connection: Any, values: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def _number(text: str) -> int:
+def _number(text: Any, kind: type[int] | type[float] = int) -> Any:
+    """The number that is written; what is none stays as it is, to be refused with its parameter's name and range."""
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
-        raise ParameterError(f"{text!r} cannot be used: give an id, or a name that exists.") from None
+        return text
+
+
+def _id(parameter: str, text: str, what: str) -> int:
+    number = _number(text)
+    if isinstance(number, int):
+        return number
+    raise ParameterError(
+        f"The parameter {parameter} cannot be used: {text!r} is no {what} that exists, and no id (allowed: 1 to {MAX_ID})."
+    )
 
 
 def _readable(answer: dict[str, Any]) -> str:

@@ -137,13 +137,14 @@ def hide(class_name: str, student: str, reason: str | None, as_json: bool) -> No
 @students.command("import")
 @CLASS
 @click.argument("csv", metavar="CSV")
+@click.option("--create-class", is_flag=True, help="Make CLASS where there is none of this name.")
 @AS_JSON
 @plain_errors
-def import_students(class_name: str, csv: str, as_json: bool) -> None:
+def import_students(class_name: str, csv: str, create_class: bool, as_json: bool) -> None:
     """Add the students of a roster to CLASS: first_name, last_name and optionally student_id and email."""
     from pipelines.services.students import StudentService, read_roster
 
-    answer = StudentService(current_user()).import_csv(class_name, read_roster(csv))
+    answer = StudentService(current_user()).import_csv(class_name, read_roster(csv), create_class)
     lines = [
         f"{len(answer.added)} added, {len(answer.updated)} updated, {answer.unchanged} unchanged, "
         f"{len(answer.refused)} refused.",

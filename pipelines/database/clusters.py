@@ -1,6 +1,6 @@
 """Clusters of face crops: who is with whom, and what deciding about them needs to know."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from psycopg import Connection
@@ -20,8 +20,9 @@ class ClusterCrop:
     """A crop of a present photo with all that decides who it may become.
 
     clusterable: it is usable, a face as far as anybody has said, and no portrait that nobody has confirmed. assigned_student_id: what the lineage says.
-    doubted_student_id: whom the lineage needs a review for. unassigned: a person has taken its student off. rejected:
-    students whom it does not show, as a person has said.
+    doubted_student_id: whom the lineage needs a review for. merged_student_id: the one of these two, where a person has
+    merged somebody into them (for the last time) since they were given the crop. unassigned: a person has taken its student
+    off. rejected: students whom it does not show, as a person has said.
     """
 
     id: int
@@ -31,6 +32,7 @@ class ClusterCrop:
     confirmed_student_id: int | None
     assigned_student_id: int | None
     doubted_student_id: int | None
+    merged_student_id: int | None
     unassigned: bool
     rejected: list[int]
 
@@ -42,13 +44,15 @@ class ClusterCrop:
         student_id = self.assigned_student_id
         return student_id if student_id is not None and self.may_become(student_id) else None
 
-    def student_among(self, merged: Collection[int]) -> int | None:
-        """Whom of the students that others were merged into the machine has given it to, in doubt or not.
+    @property
+    def kept_student_id(self) -> int | None:
+        """Whose it stays, in doubt or not, though no person has confirmed it: their faces look like two people's.
 
-        A person has said that those look like two people, so no similarity takes the crop away from them again.
+        A person who merged them has seen that they do, so no similarity takes the crop away from them again. What a run
+        has given them since is any run's mistake, and may go.
         """
-        given = self.assigned_student_id or self.doubted_student_id
-        keeps = self.confirmed_student_id is None and given is not None and given in merged and self.may_become(given)
+        given = self.merged_student_id
+        keeps = self.confirmed_student_id is None and given is not None and self.may_become(given)
         return given if keeps else None
 
     def may_become(self, student_id: int) -> bool:
@@ -56,17 +60,36 @@ class ClusterCrop:
         return not self.unassigned and student_id not in self.rejected
 
 
-def read_cluster_crops(connection: Connection, scope: Scope, model: str) -> list[ClusterCrop]:
-    """All crops of the scope's present photos, by id."""
+def read_cluster_crops(
+    connection: Connection, scope: Scope, model: str, *, all_merged: bool = False
+) -> list[ClusterCrop]:
+    """All crops of the scope's present photos, by id.
+
+    all_merged: merged_student_id is told of what students were given after the merge, too, for nothing is to move.
+    """
     with connection.cursor(row_factory=class_row(ClusterCrop)) as cursor:
         return cursor.execute(
-            """SELECT f.id, f.image_id, i.session_id,
+            """WITH RECURSIVE said AS (
+                SELECT d.id, s.merged_into, d.decided_at
+                FROM students s JOIN decisions d ON d.class_id = s.class_id
+                    AND ((d.kind = 'merge' AND d.student_id = s.id) OR (d.kind = 'split' AND d.other_student_id = s.id))
+                WHERE s.class_id = %(class)s AND s.merged_into IS NOT NULL
+                -- The undo of a split makes two one as well, and so does that of the undo of a merge.
+                UNION ALL SELECT u.id, said.merged_into, u.decided_at FROM said JOIN decisions u ON u.undoes = said.id
+            ), merges AS MATERIALIZED (
+                SELECT merged_into AS student_id, max(decided_at) AS merged_at FROM said GROUP BY 1
+            )
+            SELECT f.id, f.image_id, i.session_id,
                 f.usable AND (NOT s.is_enrolment OR c.student_id IS NOT NULL)
                     AND NOT EXISTS (SELECT 1 FROM not_faces n WHERE n.crop_id = f.id AND n.class_id = %(class)s)
                     AS clusterable,
                 c.student_id AS confirmed_student_id,
                 CASE a.state WHEN 'assigned' THEN a.student_id END AS assigned_student_id,
                 CASE a.state WHEN 'needs_review' THEN a.student_id END AS doubted_student_id,
+                -- Another lineage may have known it before: this one began with, or came to, the same student.
+                CASE WHEN EXISTS (SELECT 1 FROM assignments o WHERE o.crop_id = f.id
+                    AND o.student_id = m.student_id AND (o.decided_at <= m.merged_at OR %(all_merged)s)) THEN m.student_id END
+                    AS merged_student_id,
                 u.crop_id IS NOT NULL AS unassigned,
                 ARRAY(SELECT r.student_id FROM rejected_students r WHERE r.crop_id = f.id ORDER BY 1) AS rejected
             FROM face_crops f
@@ -76,8 +99,9 @@ def read_cluster_crops(connection: Connection, scope: Scope, model: str) -> list
             LEFT JOIN confirmed_crops c ON c.crop_id = f.id AND c.class_id = %(class)s
             LEFT JOIN unassigned_crops u ON u.crop_id = f.id AND u.class_id = %(class)s
             LEFT JOIN assignments a ON a.crop_id = f.id AND a.model = %(model)s
+            LEFT JOIN merges m ON m.student_id = a.student_id
             ORDER BY f.id""",
-            {"class": scope.class_id, "session": scope.session_id, "model": model},
+            {"class": scope.class_id, "session": scope.session_id, "model": model, "all_merged": all_merged},
         ).fetchall()
 
 

@@ -152,8 +152,8 @@ def carry_over(connection: Connection, class_id: int, model: str) -> set[int]:
     """
     rows = connection.execute(
         """WITH carried AS (
-            INSERT INTO assignments (crop_id, model, state, student_id, decided_by)
-            SELECT a.crop_id, %(model)s, a.state, a.student_id, a.decided_by
+            INSERT INTO assignments (crop_id, model, state, student_id, decided_by, decided_at)
+            SELECT a.crop_id, %(model)s, a.state, a.student_id, a.decided_by, a.decided_at
             FROM assignments a
             JOIN face_crops f ON f.id = a.crop_id
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
@@ -319,6 +319,7 @@ def read_prior_students(connection: Connection, model: str, crop_ids: Sequence[i
 def write_assignments(connection: Connection, model: str, assignments: Iterable[Assignment], run_id: str | None) -> int:
     """Make these the current state; a crop that has this state and student already keeps the evidence it was decided on.
 
+    decided_at is since when the crop is given to this student, in doubt or not: what a person merged is known by it.
     Returns how many crops changed.
     """
     columns = list(
@@ -345,7 +346,8 @@ def write_assignments(connection: Connection, model: str, assignments: Iterable[
             cosine_similarity = excluded.cosine_similarity, similarity = excluded.similarity,
             runner_up_id = excluded.runner_up_id,
             runner_up_cosine_similarity = excluded.runner_up_cosine_similarity,
-            run_id = excluded.run_id, decided_at = now()
+            run_id = excluded.run_id,
+            decided_at = CASE WHEN old.student_id = excluded.student_id THEN old.decided_at ELSE now() END
         WHERE (old.state, old.student_id, old.decided_by = 'person')
             IS DISTINCT FROM (excluded.state, excluded.student_id, excluded.decided_by = 'person')""",
         [model, run_id, *map(list, columns)],

@@ -24,15 +24,16 @@ def _list(context: ServiceContext, p: ListStudents, run_id: str | None) -> BaseM
 
 
 def _rename(context: ServiceContext, p: RenameStudent, run_id: str | None) -> BaseModel:
-    return DecisionService(DECIDED_BY, run_id, context=context).rename(p.student_id, p.name)
+    return DecisionService(DECIDED_BY, run_id, context=context).rename(p.student_id, p.name, p.reason)
 
 
 def _merge(context: ServiceContext, p: MergeStudents, run_id: str | None) -> BaseModel:
-    return DecisionService(DECIDED_BY, run_id, context=context).merge(p.student_id, p.into_student_id)
+    return DecisionService(DECIDED_BY, run_id, context=context).merge(p.student_id, p.into_student_id, p.reason)
 
 
 def _import(context: ServiceContext, p: ImportStudents, run_id: str | None) -> BaseModel:
-    return StudentService(DECIDED_BY, run_id, context=context).import_csv(p.class_name, read_roster(p.path))
+    service = StudentService(DECIDED_BY, run_id, context=context)
+    return service.import_csv(p.class_name, read_roster(p.path), p.create_class)
 
 
 STUDENT_JOBS = {

@@ -67,6 +67,9 @@ class ClusteringAnswer(BaseModel):
     max_clusters_reached: bool = Field(
         description="max_clusters merged people who are not alike enough, or could not be met."
     )
+    students_emptied: list[str] = Field(
+        description="Names of the students, not provisional ones, whose faces have all become others': none was confirmed."
+    )
     cosine_threshold: float | None = Field(description=_COSINE_THRESHOLD)
     errors: int = Field(description="Crops that could not be embedded and stayed out.")
 

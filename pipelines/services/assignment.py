@@ -63,6 +63,9 @@ class FaceCropAssignmentService:
 
         A crop that has a student already keeps it. One that a person has taken the student off gets a suggestion
         (needs_review), which is not written.
+
+        >>> FaceCropAssignmentService("dlib").assign_crop(crop_id=1).student_name
+        'Ada Lovelace'
         """
         (answer,), _ = self._assign(
             lambda connection: catalog.class_of_crop(connection, crop_id), auto_commit, run_id, crop_id=crop_id
@@ -72,7 +75,11 @@ class FaceCropAssignmentService:
     def assign_session_crops(
         self, session_id: int, auto_commit: bool = True, run_id: str | None = None
     ) -> SessionAssignmentAnswer:
-        """Say who the crops of a session show that have no student yet."""
+        """Say who the crops of a session show that have no student yet.
+
+        >>> FaceCropAssignmentService("dlib", use_voting=False).assign_session_crops(session_id=1).assigned
+        8
+        """
         answers, spec = self._assign(
             lambda connection: catalog.session_by_id(connection, session_id).class_id,
             auto_commit,
@@ -87,6 +94,10 @@ class FaceCropAssignmentService:
         """Say who the crops of all sessions of a class show that have no student yet.
 
         All are matched with the crops that were identified before: the result does not depend on their order.
+
+        >>> answer = FaceCropAssignmentService("dlib").assign_class_crops(class_id=1, auto_commit=False)
+        >>> answer.assigned, answer.no_match, answer.needs_review
+        (8, 0, 0)
         """
 
         def find_class(connection: Connection) -> int:
@@ -97,7 +108,14 @@ class FaceCropAssignmentService:
         return ClassAssignmentAnswer(class_id=class_id, **self._summary(answers, spec, auto_commit))
 
     def similar_crops(self, crop_id: int, limit: int = 10) -> SimilarCropsAnswer:
-        """The crops of the class most like one crop, among those that have a vector; portraits are crops too."""
+        """The crops of the class most like one crop, among those that have a vector; portraits are crops too.
+
+        >>> answer = FaceCropAssignmentService("dlib").similar_crops(crop_id=1, limit=3)
+        >>> answer.identified[0].student_name, len(answer.unidentified)
+        ('Ada Lovelace', 3)
+        """
+        with self.context.database.connection() as connection:
+            catalog.class_of_crop(connection, crop_id)
         self.context.models.require(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
         failed = embedding.embed_missing([crop_id])
@@ -150,7 +168,6 @@ class FaceCropAssignmentService:
         Returns the answers and the thresholds that they are by.
         """
         self._parameters(auto_commit)
-        self.context.models.require(self.embedding_model)
         embedding = EmbeddingService(self.embedding_model, context=self.context)
         model = self.embedding_model
         failed: dict[int, str] | None = None
@@ -159,6 +176,7 @@ class FaceCropAssignmentService:
                 if not auto_commit:
                     read_one_state(connection)
                 class_id = find_class(connection)
+                self.context.models.require(self.embedding_model)
                 if auto_commit:
                     catalog.lock_class(connection, class_id, self.context.lock_patience_s)
                 changed = identities.carry_over(connection, class_id, model)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection
 
-from pipelines.database import catalog, clusters, crops, identities, students
+from pipelines.database import catalog, clusters, crops, identities
 from pipelines.database.clusters import ClusterCrop, Scope
 from pipelines.database.confirmations import check_confirmations
 from pipelines.database.identities import Assignment, State
@@ -49,6 +49,7 @@ class FaceCropClusteringService:
 
     max_clusters: clusters merge beyond the threshold until so many are left, at last even those that hold two faces of
     one photo, of which one then needs a review. Confirmed students stay apart, so that there may be as many as of them.
+    Where it has merged people, a student with a name who would lose all faces to that keeps them, in another's cluster.
 
     >>> service = FaceCropClusteringService("dlib", max_clusters=30)
     >>> service.cluster_session_crops(session_id=1).cluster_sizes
@@ -101,9 +102,9 @@ class FaceCropClusteringService:
         """Cluster the crops of all sessions of a class.
 
         include_identified False: only crops without a student, whose clusters become `Class_<class>_Cluster_<n>`. True:
-        all crops anew; what a person has confirmed stays and names its cluster, crops of a student whom others were
-        merged into stay theirs, every other crop follows its cluster, and provisional students whom that leaves without
-        a crop are deleted.
+        all crops anew; what a person has confirmed stays and names its cluster, crops that a student had when somebody was
+        merged into them stay theirs, every other crop follows its cluster, and provisional students whom that leaves
+        without a crop are deleted.
 
         >>> FaceCropClusteringService("dlib").cluster_class_crops(class_id=1, include_identified=True).clusters_found
         2
@@ -158,7 +159,7 @@ class FaceCropClusteringService:
             catalog.lock_class(connection, scope.class_id, self.context.lock_patience_s)
             with connection.transaction(force_rollback=not keep):
                 carried = identities.carry_over(connection, scope.class_id, spec.name)
-                everyone = clusters.read_cluster_crops(connection, scope, spec.name)
+                everyone = clusters.read_cluster_crops(connection, scope, spec.name, all_merged=not move)
             taking_part = (c for c in everyone if c.clusterable and (include_identified or c.student_id is None))
             return everyone, {crop.id: crop for crop in taking_part}, carried
 
@@ -189,14 +190,15 @@ class FaceCropClusteringService:
 
             # What a person said of somebody, a name or that they are a visitor, is worth more than the number of crops.
             nameless = catalog.nameless_student_ids(connection, scope.class_id)
-            named = catalog.student_names(connection, scope.class_id).keys() - nameless if move else set()
-            merged = students.read_merge_targets(connection, scope.class_id)
-            owners_of = partial(cluster_owners, named=named, merged=merged)
+            names = catalog.student_names(connection, scope.class_id)
+            named = names.keys() - nameless if move else set()
+            owners_of = partial(cluster_owners, named=named)
             owners = owners_of(groups, remembered=clusters.read_remembered(connection, scope, spec.name))
-            unknown = unknown_people(groups, owners, move, merged) if create_students else []
+            staying = named & people_left_without(everyone, groups, owners, move) if reached and assign_crops else set()
+            unknown = unknown_people(groups, owners, move, staying) if create_students else []
             for label in unknown:
                 owners[label] = new_student(connection)
-            decided = decide_crops(everyone, groups, owners, move, merged) if assign_crops else {}
+            decided = decide_crops(everyone, groups, owners, move, staying) if assign_crops else {}
 
             # Without the identified crops, those in doubt are all that the same call clusters again: nobody new then.
             left = [
@@ -222,6 +224,7 @@ class FaceCropClusteringService:
             "crops_assigned": sum(state == "assigned" for state, _ in decided.values()),
             "cluster_sizes": {str(label): len(group) for label, group in enumerate(groups)},
             "max_clusters_reached": reached,
+            "students_emptied": sorted(names[student] for student in students_emptied(everyone, decided) - nameless),
             "cosine_threshold": cosine_in_use(self._distance(spec)),
             "errors": errors,
         }
@@ -258,24 +261,26 @@ def cluster_owners(
     groups: Sequence[Sequence[ClusterCrop]],
     *,
     named: Collection[int] = (),
-    merged: Collection[int] = (),
     remembered: Mapping[int, int] | None = None,
 ) -> list[int | None]:
-    """Whose each cluster is; no student owns two, but for the `merged`: a person has said that those look so different.
+    """Whose each cluster is; no student owns two, but for those whom others were merged into, for these look so different.
+
+    Where there are crops that such a student keeps, they own clusters that hold one of these, and no others: what a run
+    has given them since the merge follows its cluster.
 
     First the student of its confirmed crops, of whom a cluster holds one at most. Then, where two clusters claim a
     student the one with more of their crops, then the first: the `named` student (or visitor) with more than half of the
-    crops that named students have in it; the merged one with as many crops as anybody; the student with more than half of the
-    crops that have a student; the only one more than half of whose crops it has; the one whom its crops' former clusters
-    `remembered` (crop id -> student id). Crops in doubt count for merged students only: where a photo shows both of two
-    who are one, a face of it is in doubt.
+    crops that named students have in it; one who keeps crops of it and has as many as anybody; the student with more than
+    half of the crops that have a student; the only one more than half of whose crops it has; the one whom its crops' former
+    clusters `remembered` (crop id -> student id). Crops in doubt count only for the student who keeps them: where a photo
+    shows both of two who are one, a face of it is in doubt.
     """
     owners = [
         next((c.confirmed_student_id for c in group if c.confirmed_student_id is not None), None) for group in groups
     ]
-    known = [
-        [student for crop in group if (student := crop.student_id or crop.student_among(merged))] for group in groups
-    ]
+    known = [[student for crop in group if (student := crop.student_id or crop.kept_student_id)] for group in groups]
+    kept = [{student for crop in group if (student := crop.kept_student_id)} for group in groups]
+    merged = set().union(*kept)
     crops_of = Counter(student for of_group in known for student in of_group)
     mostly_here = [
         {student: count for student, count in Counter(of_group).items() if 2 * count > crops_of[student]}
@@ -287,7 +292,7 @@ def cluster_owners(
     ]
     for claims in (
         _claims([[student for student in of_group if student in named] for of_group in known], majority=True),
-        [claim for claim in _claims(known, most=True) if claim[2] in merged],
+        [claim for claim in _claims(known, most=True) if claim[2] in kept[claim[1]]],
         _claims(known, majority=True),
         # Else somebody whose other faces are now known to be another's would be nobody, and the name they may have lost.
         [
@@ -299,7 +304,8 @@ def cluster_owners(
         _claims(memories),
     ):
         for _, label, student in claims:
-            if owners[label] is None and (student in merged or student not in owners):
+            free = student in kept[label] if student in merged else student not in owners
+            if owners[label] is None and free:
                 owners[label] = student
     return owners
 
@@ -318,13 +324,13 @@ def _claims(
 
 
 def unknown_people(
-    groups: Sequence[Sequence[ClusterCrop]], owners: Sequence[int | None], move: bool, merged: Collection[int] = ()
+    groups: Sequence[Sequence[ClusterCrop]], owners: Sequence[int | None], move: bool, staying: Collection[int] = ()
 ) -> list[int]:
-    """The clusters without a student that have a crop to give to one."""
+    """The clusters without a student that have a crop to give to one; move, staying: as in `decide_crops`."""
     return [
         label
         for label, (group, owner) in enumerate(zip(groups, owners, strict=True))
-        if owner is None and any(_waits(crop, move) and crop.student_among(merged) is None for crop in group)
+        if owner is None and any(_waits(crop, move, staying) and crop.kept_student_id is None for crop in group)
     ]
 
 
@@ -333,21 +339,22 @@ def decide_crops(
     groups: Sequence[Sequence[ClusterCrop]],
     owners: Sequence[int | None],
     move: bool,
-    merged: Collection[int] = (),
+    staying: Collection[int] = (),
 ) -> dict[int, tuple[State, int]]:
     """What becomes of the crops that do not stay as they are: crop id -> state and student.
 
     everyone: all crops of the photos, so that nobody is put into a photo that shows them already on another crop; such
     a crop needs a review. groups: a cluster's best crops first, for of two that a photo has in it the second needs a
-    review. move: crops that were given a student automatically follow their cluster too, but for those of the `merged`,
-    whom others were merged into: else clustering would undo what a person has said.
+    review. move: crops that were given a student automatically follow their cluster too, but for those that a student
+    keeps whom others were merged into: else clustering would undo what a person has said. staying: students whose crops
+    do not follow.
     """
     changing = [
         (crop, owner)
         for group, owner in zip(groups, owners, strict=True)
         for crop in group
-        if owner is not None and crop.student_id != owner and _waits(crop, move) and crop.may_become(owner)
-        if crop.student_among(merged) in (None, owner)
+        if owner is not None and crop.student_id != owner and _waits(crop, move, staying) and crop.may_become(owner)
+        if crop.kept_student_id in (None, owner)
     ]
     leaving = {crop.id for crop, _ in changing}
     shown = {(crop.image_id, crop.student_id) for crop in everyone if crop.id not in leaving}
@@ -356,6 +363,26 @@ def decide_crops(
         decided[crop.id] = ("needs_review" if (crop.image_id, owner) in shown else "assigned", owner)
         shown.add((crop.image_id, owner))
     return decided
+
+
+def people_left_without(
+    everyone: Sequence[ClusterCrop],
+    groups: Sequence[Sequence[ClusterCrop]],
+    owners: Sequence[int | None],
+    move: bool,
+) -> set[int]:
+    """The students whom no crop would show any more if all followed their clusters, of which those of nobody were new people's."""
+    anybody = [-1 - label if owner is None else owner for label, owner in enumerate(owners)]
+    return students_emptied(everyone, decide_crops(everyone, groups, anybody, move))
+
+
+def students_emptied(everyone: Iterable[ClusterCrop], decided: Mapping[int, tuple[State, int]]) -> set[int]:
+    """The students whom `everyone` shows and, after `decide_crops`, no crop of it shows any more."""
+    before = {crop.id: crop.student_id for crop in everyone}
+    after = before | {
+        crop_id: student if state == "assigned" else None for crop_id, (state, student) in decided.items()
+    }
+    return {student for student in before.values() if student is not None} - set(after.values())
 
 
 def as_decided(
@@ -386,9 +413,10 @@ def students_to_remember(owners: Sequence[int | None], evident: Sequence[int | N
     }
 
 
-def _waits(crop: ClusterCrop, move: bool) -> bool:
+def _waits(crop: ClusterCrop, move: bool, staying: Collection[int]) -> bool:
     """Whether the crop takes a student: no person has spoken about it, and it has none or may change."""
-    return crop.confirmed_student_id is None and not crop.unassigned and (move or crop.student_id is None)
+    free = crop.student_id is None or (move and crop.student_id not in staying)
+    return crop.confirmed_student_id is None and not crop.unassigned and free
 
 
 def _similarities_to_others(vectors: NDArray[np.float32], labels: Sequence[int]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from pydantic import Field
 from pipelines.services.decisions import MAX_CROPS
 from pipelines.services.parameters import Id, Parameters
 
-_REASON: Any = Field(default=None, description="Why, for those who look at the decision later.")
+REASON: Any = Field(default=None, description="Why, for those who look at the decision later.")
 _CROP_IDS: Any = Field(min_length=1, max_length=MAX_CROPS, description="Ids of the face crops, of one class.")
 
 
@@ -15,7 +15,7 @@ class UndoDecision(Parameters):
     """Which decision does not count any more."""
 
     decision_id: Id = Field(description="Id of the decision; of an undo, what that took back counts again.")
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class ConfirmCrops(Parameters):
@@ -23,14 +23,14 @@ class ConfirmCrops(Parameters):
 
     crop_ids: list[Id] = _CROP_IDS
     student_id: Id = Field(description="Id of the student whom they show.")
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class MarkNotAFace(Parameters):
     """Which face crops show no face."""
 
     crop_ids: list[Id] = _CROP_IDS
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class SplitStudent(Parameters):
@@ -39,7 +39,7 @@ class SplitStudent(Parameters):
     student_id: Id = Field(description="Id of the student whose faces they are now.")
     crop_ids: list[Id] = _CROP_IDS
     name: str | None = Field(default=None, description="Name of the new student; without one they are provisional.")
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class CreateStudent(Parameters):
@@ -47,14 +47,14 @@ class CreateStudent(Parameters):
 
     crop_ids: list[Id] = _CROP_IDS
     name: str | None = Field(default=None, description="Name of the new student; without one they are provisional.")
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class HideStudent(Parameters):
     """Who is a visitor."""
 
     student_id: Id = Field(description="Id of the student.")
-    reason: str | None = _REASON
+    reason: str | None = REASON
 
 
 class MarkAttendance(Parameters):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipelines.database import catalog, crops, identities
 from pipelines.database.crops import CropRow
-from pipelines.errors import AttendanseeError, PhotoError, UnknownIdError
+from pipelines.errors import AttendanseeError, ParameterError, PhotoError, UnknownIdError
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
 from pipelines.resources.embedding.model import EmbeddingError
@@ -39,10 +39,16 @@ class EmbeddingReport:
 
 @dataclass(frozen=True)
 class EmbeddingService:
-    """Computes the vectors of one model, once per crop and version."""
+    """Computes the vectors of one model, once per crop and version.
+
+    Raises ModelError, which names those that there are, for a model that is not known.
+    """
 
     model_name: str = "facenet"
     context: ServiceContext = field(default_factory=default_context, kw_only=True)
+
+    def __post_init__(self) -> None:
+        get_spec(self.model_name)
 
     @property
     def version(self) -> str:
@@ -54,6 +60,9 @@ class EmbeddingService:
 
         A crop that fails is reported and the others go on. Raises WeightsError before any work where the weights are
         missing or wrong, AttendanseeError where nobody has looked for faces in one of the photos.
+
+        >>> EmbeddingService("dlib").embed_session(SessionKey("Math101", "2026-09-07")).skipped
+        8
         """
         with self.context.database.connection() as connection:
             session = catalog.find_session(connection, key)
@@ -68,7 +77,11 @@ class EmbeddingService:
         return self._embed_rows(rows, set() if force else self._embedded(rows))
 
     def embed_missing(self, crop_ids: Collection[int]) -> dict[int, str]:
-        """Give each of these crops a vector of the current version; returns the reason for each that cannot have one."""
+        """Give each of these crops a vector of the current version; returns the reason for each that cannot have one.
+
+        >>> EmbeddingService("dlib").embed_missing([1, 2])
+        {}
+        """
         with self.context.database.connection() as connection:
             done = crops.crops_with_embedding(connection, self.model_name, self.version, list(crop_ids))
             rows = crops.crops_by_id(connection, [crop_id for crop_id in crop_ids if crop_id not in done])
@@ -78,6 +91,9 @@ class EmbeddingService:
         """Give the class's portraits and other confirmed crops vectors, for all sessions are compared with them.
 
         Returns the reason for each that cannot have one.
+
+        >>> EmbeddingService("dlib").embed_portraits("Math101")
+        {}
         """
         with self.context.database.connection() as connection:
             class_id = catalog.find_class(connection, class_name)
@@ -88,6 +104,9 @@ class EmbeddingService:
         """Embed one stored crop; one that has a vector already is skipped unless forced.
 
         Raises UnknownIdError for an id that is not there, WeightsError where the model's weights are missing.
+
+        >>> EmbeddingService("dlib").generate_crop_embedding(crop_id=1).status
+        'skipped'
         """
         with self.context.database.connection() as connection:
             if not crops.crops_by_id(connection, [crop_id]):
@@ -112,6 +131,10 @@ class EmbeddingService:
         """Embed many stored crops, each once; one that fails is reported and the others go on.
 
         Vectors are stored every WRITE_EVERY crops, so that a second call goes on where a broken one ended.
+
+        >>> answer = EmbeddingService("dlib").generate_crop_embeddings([1, 2, 99])
+        >>> answer.skipped, answer.errors, answer.results[2].reason
+        (2, 1, 'There is no face crop 99.')
         """
         self.context.models.require(self.model_name)
         wanted = list(dict.fromkeys(face_crop_ids))
@@ -171,14 +194,21 @@ class EmbeddingService:
     def calculate_similarity(self, a: ArrayLike, b: ArrayLike, scale: SimilarityScale = "calibrated") -> float:
         """How alike two vectors of this model are, in [0, 1] (calibrated) or [-1, 1] (cosine).
 
-        a, b: (dimension,). Raises ValueError when one is zero or not finite.
+        a, b: (dimension,). Raises ParameterError where they are no two vectors of one length, ValueError when one is zero
+        or not finite.
 
         >>> EmbeddingService("dlib").calculate_similarity([1, 0], [1, 0], scale="cosine")
         1.0
         """
         if scale not in ("calibrated", "cosine"):
             raise ValueError(f"There is no similarity scale {scale!r}: choose calibrated or cosine.")
-        cosine = float(cosine_similarity_matrix(np.atleast_2d(a), np.atleast_2d(b))[0, 0])
+        first, second = np.asarray(a), np.asarray(b)
+        if first.ndim != 1 or first.shape != second.shape:
+            raise ParameterError(
+                f"Vectors of shapes {first.shape} and {second.shape} cannot be compared: give two of the same model, "
+                "(dimension,) each."
+            )
+        cosine = float(cosine_similarity_matrix(first[None], second[None])[0, 0])
         return cosine if scale == "cosine" else get_spec(self.model_name).calibrated(cosine)
 
     def find_best_match(
@@ -186,7 +216,8 @@ class EmbeddingService:
     ) -> tuple[int, float]:
         """The index of the candidate most like the query, and how alike they are (see calculate_similarity).
 
-        query: (dimension,); candidates: (n, dimension). The first of equals wins. Raises ValueError for no candidates.
+        query: (dimension,); candidates: (n, dimension). The first of equals wins. Raises ParameterError where they are not
+        of one length, ValueError for no candidates.
 
         >>> EmbeddingService("dlib").find_best_match([1, 0], [[0, 1], [1, 0]], scale="cosine")
         (1, 1.0)
@@ -194,7 +225,13 @@ class EmbeddingService:
         vectors = np.atleast_2d(candidates)
         if vectors.size == 0:
             raise ValueError("There are no candidates to match with.")
-        index = int(cosine_similarity_matrix(np.atleast_2d(query), vectors)[0].argmax())
+        one = np.asarray(query)
+        if vectors.ndim != 2 or one.shape != vectors.shape[1:]:
+            raise ParameterError(
+                f"A query of shape {one.shape} cannot be compared with candidates of shape {vectors.shape}: give vectors "
+                "of the same model, (dimension,) and (n, dimension)."
+            )
+        index = int(cosine_similarity_matrix(one[None], vectors)[0].argmax())
         return index, self.calculate_similarity(query, vectors[index], scale)
 
     def _embedded(self, rows: Sequence[CropRow]) -> set[int]:

@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import catalog
+from pipelines.database import browse, catalog
 from pipelines.services.assignment import FaceCropAssignmentService
 from pipelines.services.clustering import FaceCropClusteringService
 from pipelines.services.context import ServiceContext
@@ -74,7 +74,7 @@ class Operation:
 
 
 def class_concerned(connection: Connection, parameters: Parameters) -> str | None:
-    """The name of the class that an operation is about; None for a list of crops. Raises UnknownIdError."""
+    """The name of the class that an operation is about; None for a list of crops of several. Raises UnknownIdError."""
     match parameters:
         case GenerateEmbedding() | AssignCrop():
             class_id = catalog.class_of_crop(connection, parameters.crop_id)
@@ -82,6 +82,9 @@ def class_concerned(connection: Connection, parameters: Parameters) -> str | Non
             class_id = catalog.session_by_id(connection, parameters.session_id).class_id
         case ClusterClassCrops() | AssignClassCrops():
             class_id = parameters.class_id
+        case BatchEmbeddingParameters():
+            names = browse.class_names_of_crops(connection, parameters.face_crop_ids)
+            return names.pop() if len(names) == 1 else None
         case _:
             return None
     return catalog.class_by_id(connection, class_id)

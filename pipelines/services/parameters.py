@@ -1,7 +1,7 @@
 """The parameters of the operations on face crops: one class each for jobs, command line, HTTP and Python."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import dagster as dg
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
@@ -121,11 +121,17 @@ def problem_sentence(name: str, field: FieldInfo | None, problem: Mapping[str, A
     # dg.Config makes None of a field that is not given.
     missing = problem.get("input") is None and field is not None and field.is_required()
     reason = "it is missing" if missing else problem["msg"]
+    limits = list(field.metadata) if field else []
+    if field and isinstance(problem["loc"][-1], int):
+        # What is wrong is one of a list, whose limits its type carries.
+        limits = [limit for kind in get_args(field.annotation) for limit in _limits(kind)]
     bounds = {
-        end: value
-        for item in (field.metadata if field else [])
-        for end in ("ge", "le")
-        if (value := getattr(item, end, None)) is not None
+        end: value for limit in limits for end in ("ge", "le") if (value := getattr(limit, end, None)) is not None
     }
     allowed = f" (allowed: {bounds['ge']} to {bounds['le']})" if len(bounds) == 2 else ""
     return f"{name} cannot be used: {reason}{allowed}."
+
+
+def _limits(kind: Any) -> list[Any]:
+    """The limits of an annotated type such as `Id`."""
+    return [limit for part in getattr(kind, "__metadata__", ()) for limit in getattr(part, "metadata", ())]

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 from psycopg import Connection
@@ -16,6 +17,7 @@ from pipelines.errors import ConflictError, ParameterError, UnknownIdError
 from pipelines.partitions import ENROL, session_key
 from pipelines.services.attendance import refresh_every_lineage
 from pipelines.services.context import ServiceContext, default_context
+from pipelines.services.decision_parameters import REASON
 from pipelines.services.decisions import clean_name, is_plain, rename_student
 from pipelines.services.parameters import Id, Parameters
 
@@ -41,6 +43,7 @@ class RenameStudent(Parameters):
 
     student_id: Id = Field(description="Id of the student.")
     name: str = Field(description="The new name.")
+    reason: str | None = REASON
 
 
 class MergeStudents(Parameters):
@@ -48,12 +51,14 @@ class MergeStudents(Parameters):
 
     student_id: Id = Field(description="Id of the student who is in no list any more afterwards.")
     into_student_id: Id = Field(description="Id of the student who is kept.")
+    reason: str | None = REASON
 
 
 class ImportStudents(Parameters):
     """Which roster is read, for which class."""
 
-    class_name: str = Field(description="Name of the class; made where absent.")
+    class_name: str = Field(description="Name of the class.")
+    create_class: bool = Field(default=False, description="Make the class where there is none of this name.")
     path: str = Field(
         description="CSV with the columns first_name, last_name and optionally student_id and email: a file or an fsspec "
         "URL."
@@ -160,16 +165,19 @@ class StudentService:
             f"The class {class_name} has no student {student!r}: `attendansee students list {class_name}` shows them."
         )
 
-    def import_csv(self, class_name: str, content: str | bytes) -> ImportAnswer:
-        """Add the roster's students to the class, made where absent, and bring known ones up to date.
+    def import_csv(self, class_name: str, content: str | bytes, create_class: bool = False) -> ImportAnswer:
+        """Add the roster's students to the class, and bring known ones up to date.
 
         A row belongs to the student with its number, else to the one with its full name (now or formerly), whose number
         must not be another one. A cell that is empty erases nothing. A name that a student had before does not come
-        back: somebody has given the newer one. Raises ParameterError for a file that cannot be read as a whole.
+        back: somebody has given the newer one. create_class: a class that is not there is made; else UnknownIdError names
+        those that are called nearly so. Raises ParameterError for a file that cannot be read as a whole.
         """
         roster = parse_roster(content)
         session_key(class_name, ENROL)  # Raises for a name that no class folder could have.
         with self.context.database.connection() as connection:
+            if not create_class:
+                _check_class_is_there(connection, class_name)
             class_id = catalog.ensure_class(connection, class_name)
             catalog.lock_class(connection, class_id, self.context.lock_patience_s)
             answer = ImportAnswer(
@@ -237,8 +245,8 @@ class StudentService:
         """The columns that the row changes; raises ConflictError where it has another number than the student."""
         if row.student_number is not None and student.student_number not in (None, row.student_number):
             raise ConflictError(
-                f"The name {row.name!r} is that of the student with student_id {student.student_number}: "
-                "tell the two apart by their names."
+                f"The name {row.name!r} is that of the student with student_id {student.student_number}: tell the two "
+                f"apart by their names, such as {f'{row.name} ({row.student_number})'!r}."
             )
         changes: dict[str, str] = {}
         if row.name != student.name and row.name not in students.former_names(connection, student.id):
@@ -248,6 +256,17 @@ class StudentService:
         if row.email is not None and row.email != student.email:
             changes["email"] = row.email
         return changes
+
+
+def _check_class_is_there(connection: Connection, class_name: str) -> None:
+    """Raises UnknownIdError with the names that are near: one that is misspelt must not become a class beside the other."""
+    known = {name.casefold(): name for name in catalog.class_names(connection)}
+    if class_name not in known.values():
+        near = [known[name] for name in get_close_matches(class_name.casefold(), known)]
+        others = f"name {' or '.join(near)}" if near else "choose one that there is"
+        raise UnknownIdError(
+            f"There is no class {class_name!r}: {others}, or make it with create_class (--create-class)."
+        )
 
 
 def read_roster(path: str) -> bytes:
@@ -367,5 +386,8 @@ def _check_once(row: RosterRow, seen: dict[tuple[str, str], int]) -> None:
     for column, value in keys.items():
         first = None if value is None else seen.get((column, value))
         if first is not None:
-            raise ParameterError(f"The {column} {value!r} is that of line {first} too: each student has their own.")
+            apart = f", such as {f'{row.name} ({row.student_number or 2})'!r}" if column == "name" else ""
+            raise ParameterError(
+                f"The {column} {value!r} is that of line {first} too: each student has their own{apart}."
+            )
     seen.update({(column, value): row.line for column, value in keys.items() if value is not None})

@@ -71,7 +71,9 @@ def test_the_description_is_public_and_says_that_a_token_is_needed(guarded, clie
 # Without a token
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:9", "[::1]:8000", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8000", "127.0.0.1:9", "127.0.0.2:8000", "127.0.1.1", "[::1]:8000", "[::1]"]
+)
 def test_programs_on_this_machine_are_served(client, host):
     assert client.get(f"{API}/classes/", headers={"host": host}).status_code == 200
 

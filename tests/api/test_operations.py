@@ -1,5 +1,6 @@
 """The seven operations over HTTP: paths, bodies, answers and what is refused."""
 
+import re
 import threading
 import time
 
@@ -155,15 +156,21 @@ def test_a_body_of_another_type_is_422(client, school, content_type):
     assert response.status_code == 422
 
 
-def test_a_body_beyond_any_list_of_ids_is_413(client, school):
+def test_a_body_beyond_any_list_of_ids_is_413(client, school, caplog):
     path, _, _ = operations(school)["assign_crop"]
-    assert client.post(API + path, content=b" " * 5_000_000).status_code == 413
+    refused = client.post(API + path, content=b" " * 5_000_000)
 
     def chunks():
         for _ in range(50):
             yield b" " * 100_000
 
-    assert client.post(API + path, content=chunks()).status_code == 413
+    with caplog.at_level("WARNING"):
+        for answer in (refused, client.post(API + path, content=chunks())):
+            assert answer.status_code == 413
+            assert answer.json() == {"detail": "The body is larger than 4 MiB: send less at a time."}
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "private, no-store"
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -218,6 +225,14 @@ def test_missing_weights_are_503_with_the_command_that_helps(client, school):
         assert "attendansee models fetch arcface" in response.json()["detail"]
         assert "arcface_weights.h5" in response.json()["detail"]
         assert str(get_settings().home) not in response.text
+
+
+def test_an_unknown_id_is_404_whether_or_not_weights_are_missing(client, school):
+    for name, (path, _, _) in operations(school).items():
+        if name != "generate_embeddings_batch":
+            nowhere = re.sub(r"/\d+/", "/99999/", path)
+            model = "model_name" if name.startswith("generate") else "embedding_model"
+            assert client.post(API + nowhere, json={model: "arcface"}).status_code == 404, name
 
 
 def test_an_unusable_database_is_503_and_its_place_is_for_the_log(client, school, database, monkeypatch, caplog):

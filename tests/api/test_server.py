@@ -67,6 +67,12 @@ def test_it_says_its_address_once_it_serves_and_ends_on_a_signal(api, number):
     assert (said, process.returncode) == ("Stopped.\n", 0)
 
 
+def test_any_loopback_address_is_served(api):
+    _, url = api("--host", "127.0.0.2")
+    assert url.startswith("http://127.0.0.2:")
+    assert get(f"{url}/api/attendance/classes/")["total"] == 1
+
+
 def test_a_port_in_use_is_said_in_one_sentence(database):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

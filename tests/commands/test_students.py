@@ -22,7 +22,7 @@ def roster(database, tmp_path):
 
 
 def test_a_roster_becomes_a_list_that_can_be_corrected(database, roster):
-    result = students("import", "m", roster)
+    result = students("import", "m", roster, "--create-class")
     assert (result.exit_code, result.stdout) == (0, "2 added, 0 updated, 0 unchanged, 0 refused.\n")
     shown = students("list", "m").stdout
     for words in ("Ada Lovelace", "Ben Bold [x]", "ada@school.org"):
@@ -39,7 +39,7 @@ def test_a_roster_becomes_a_list_that_can_be_corrected(database, roster):
 
 def test_refused_rows_are_named_and_make_the_status_1(roster):
     roster.write_text(ROSTER + "Cem;Calm;1;\n")
-    result = students("import", "m", roster)
+    result = students("import", "m", roster, "--create-class")
     assert result.exit_code == 1
     assert "2 added" in result.stdout
     assert "line 4: The student_id '1' is that of line 2 too" in result.stdout
@@ -54,10 +54,14 @@ def test_refused_rows_are_named_and_make_the_status_1(roster):
         (["rename", "m", "Ada Lovelace", "Ben Bold [x]"], "merge the two"),
         (["merge", "m", "Ada Lovelace", "Ada Lovelace"], "itself"),
         (["import", "m", "none.csv"], "none.csv cannot be read"),
+        (
+            ["import", "M", "roster.csv"],
+            "There is no class 'M': name m, or make it with create_class (--create-class).",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(roster, arguments, words):
-    students("import", "m", roster)
-    result = students(*arguments)
+    students("import", "m", roster, "--create-class")
+    result = students(*(roster if argument == "roster.csv" else argument for argument in arguments))
     assert result.exit_code == 1
     assert words in result.stderr

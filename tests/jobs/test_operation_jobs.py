@@ -52,6 +52,19 @@ def test_the_answer_is_the_runs_response_and_the_run_names_its_class(embedded_cl
     assert run_id == result.run_id
 
 
+def test_a_batch_names_the_class_of_its_crops_where_it_is_one(embedded_class):
+    one, other = embedded_class.session("Math101__1", [["ann"]]), embedded_class.session("Art__1", [["ann"]])
+    instance = dg.DagsterInstance.ephemeral()
+    for crop_ids, class_name in (
+        ([*one.values(), 999], "Math101"),
+        ([*one.values(), *other.values()], None),
+        ([999], None),
+    ):
+        result = run("generate_embeddings_batch", instance, face_crop_ids=crop_ids, model_name="dlib")
+        assert result.success
+        assert instance.get_run_by_id(result.run_id).tags.get(CLASS_TAG) == class_name
+
+
 @pytest.mark.parametrize(
     ("name", "config", "expected"),
     [
@@ -70,6 +83,11 @@ def test_the_answer_is_the_runs_response_and_the_run_names_its_class(embedded_cl
             "generate_embeddings_batch",
             {"face_crop_ids": []},
             "The parameter face_crop_ids cannot be used: .*at least 1",
+        ),
+        (
+            "generate_embeddings_batch",
+            {"face_crop_ids": [1, 0]},
+            r"The parameter face_crop_ids\.1 cannot be used: .*\(allowed: 1 to 9223372036854775807\)\.",
         ),
     ],
 )

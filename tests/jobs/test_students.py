@@ -13,14 +13,20 @@ ROSTER = "first_name,last_name,student_id,email\nAda,Lovelace,1,ada@school.org\n
 def test_a_roster_is_imported_listed_corrected_and_merged(launch, response, database, tmp_path):
     path = tmp_path / "roster.csv"
     path.write_text(ROSTER)
-    imported = response(launch("import_students", class_name="m", path=str(path)))
+    imported = response(launch("import_students", class_name="m", path=str(path), create_class=True))
     assert (imported["status"], len(imported["added"]), imported["refused"][0]["line"]) == ("partial", 2, 4)
     ada, ben = (row["student_id"] for row in imported["added"])
-    result = launch("rename_student", student_id=ada, name="Ada King")
+    result = launch("rename_student", student_id=ada, name="Ada King", reason="married")
     assert response(result)["student_name"] == "Ada King"
     with database.connection() as connection:
-        assert connection.execute("SELECT decided_by, run_id FROM decisions").fetchall() == [("dagster", result.run_id)]
-    assert response(launch("merge_students", student_id=ben, into_student_id=ada))["student_id"] == ada
+        assert connection.execute("SELECT decided_by, run_id, reason FROM decisions").fetchall() == [
+            ("dagster", result.run_id, "married")
+        ]
+    merged = launch("merge_students", student_id=ben, into_student_id=ada, reason="twice on the list")
+    assert response(merged)["student_id"] == ada
+    with database.connection() as connection:
+        said = connection.execute("SELECT reason FROM decisions WHERE run_id = %s", [merged.run_id]).fetchall()
+    assert ("twice on the list",) in said
     (student,) = response(launch("list_students", class_name="m"))["students"]
     assert student == {
         "id": ada,

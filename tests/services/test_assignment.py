@@ -405,6 +405,18 @@ def test_missing_weights_are_said_before_any_work(embedded_class, database):
         FaceCropAssignmentService().assign_crop(made[0, "ann"])
 
 
+def test_an_id_that_is_not_there_is_said_before_weights_that_are_missing(database):
+    without_weights = FaceCropAssignmentService()
+    for call in (
+        without_weights.assign_crop,
+        without_weights.assign_session_crops,
+        without_weights.assign_class_crops,
+        without_weights.similar_crops,
+    ):
+        with pytest.raises(UnknownIdError, match="7"):
+            call(7)
+
+
 def test_a_class_that_is_being_processed_is_said_to_be_busy(embedded_class, database):
     from dataclasses import replace
 

@@ -20,6 +20,8 @@ from pipelines.services.clustering import (
     as_decided,
     cluster_owners,
     decide_crops,
+    people_left_without,
+    students_emptied,
     students_to_remember,
     unknown_people,
 )
@@ -140,6 +142,7 @@ def test_a_session_becomes_clusters_and_provisional_students(world, service, ide
         "crops_assigned": 5,
         "cluster_sizes": {"0": 3, "1": 1, "2": 1},
         "max_clusters_reached": False,
+        "students_emptied": [],
         "cosine_threshold": pytest.approx(0.93),
         "errors": 0,
     }
@@ -264,6 +267,47 @@ def test_one_cluster_puts_a_photos_best_face_first_and_the_others_into_review(wo
         assert (again.students_created, again.crops_assigned) == (0, 0)
         # Those in doubt are nobody new the next time either; without the identified ones they are the only cluster.
         assert [*world.state()[:2], *world.state()[3:]] == [*before[:2], *before[3:]]
+
+
+def named_people(world, **names: str) -> dict[tuple[int, str], int]:
+    """A session with a photo of each person; those called Class_... are provisional."""
+    _, made = world.session("1", [["ann"], ["ann"], ["bob"], ["cem"]])
+    for (_, who), crop_id in made.items():
+        world.assign(crop_id, names[who])
+    with world.database.connection() as connection:
+        connection.execute("UPDATE students SET provisional = true WHERE name LIKE 'Class_%'")
+    return made
+
+
+def test_nobody_loses_their_name_because_max_clusters_merges_people(world, identities_of):
+    made = named_people(world, ann="Ann", bob="Bob", cem="Class_m_Session_1_Cluster_1")
+    squeezed = FaceCropClusteringService("dlib", max_clusters=1)
+    for _ in range(2):
+        answer = squeezed.cluster_class_crops(world.class_id, include_identified=True)
+        assert (answer.clusters_found, answer.max_clusters_reached, answer.students_emptied) == (1, True, [])
+        assert identities_of(made) == {(0, "ann"): "Ann", (1, "ann"): "Ann", (2, "bob"): "Bob", (3, "cem"): "Ann"}
+        assert answer.students_created == 0
+
+
+def test_no_new_student_is_made_of_named_people_whom_max_clusters_has_merged(world, identities_of):
+    made = named_people(world, ann="Ann", bob="Bob", cem="Bob")
+    squeezed = FaceCropClusteringService("dlib", max_clusters=1)
+    answer = squeezed.cluster_class_crops(world.class_id, include_identified=True)
+    assert (answer.max_clusters_reached, answer.students_created, answer.crops_assigned) == (True, 0, 0)
+    assert identities_of(made) == {(0, "ann"): "Ann", (1, "ann"): "Ann", (2, "bob"): "Bob", (3, "cem"): "Bob"}
+    assert world.names() == ["Ann", "Bob"]
+
+
+def test_the_answer_names_the_students_whom_clustering_has_left_without_a_face(world, service, identities_of):
+    _, made = world.session("1", [["ann"], ["ann"], ["ann"]])
+    for place, name in enumerate(["Ann", "Ann", "Bob"]):
+        world.assign(made[place, "ann"], name)
+    planned = service.cluster_class_crops(world.class_id, include_identified=True, assign_crops=False)
+    assert planned.students_emptied == []
+    answer = service.cluster_class_crops(world.class_id, include_identified=True)
+    assert (answer.max_clusters_reached, answer.students_emptied) == (False, ["Bob"])
+    assert set(identities_of(made).values()) == {"Ann"}
+    assert service.cluster_class_crops(world.class_id, include_identified=True).students_emptied == []
 
 
 def test_the_assets_put_a_photos_other_faces_of_one_cluster_into_review_too(world, identities_of):
@@ -436,6 +480,51 @@ def test_a_merged_students_crops_stay_though_more_of_their_cluster_are_others(wo
     DecisionService("a teacher").reject(first[1, "mask"], ids[kept])
     service.cluster_class_crops(world.class_id, include_identified=True)
     assert identities_of(first) == {(0, "ann"): kept, (1, "mask"): "Cem"}
+
+
+def test_what_a_bad_run_gave_a_merged_student_after_the_merge_follows_its_cluster(world, service, identities_of):
+    one, first = world.session("1", [["ann"], ["mask"], ["bob"]])
+    service.cluster_session_crops(one)
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept, bob = identities_of(first)[0, "ann"], identities_of(first)[2, "bob"]
+    DecisionService("a teacher").merge(ids[identities_of(first)[1, "mask"]], ids[kept])
+    DecisionService("a teacher").rename(ids[kept], "Ann")
+    _, second = world.session("2", [["bob"], ["bob"], ["mask"]])
+    for crop_id in second.values():
+        world.assign(crop_id, "Ann")
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert identities_of(first) == {(0, "ann"): "Ann", (1, "mask"): "Ann", (2, "bob"): bob}
+    assert identities_of(second) == {(0, "bob"): bob, (1, "bob"): bob, (2, "mask"): "Ann"}
+    again_changes_nothing(world, service)
+
+
+def test_a_merge_outlives_clustering_in_a_lineage_that_began_after_it(world, service, facenet, identities_of):
+    one, made = world.session("1", [["ann"], ["mask"]])
+    service.cluster_session_crops(one)
+    with world.database.connection() as connection:
+        connection.execute("UPDATE classes SET active_model = 'dlib'")
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept = identities_of(made)[0, "ann"]
+    DecisionService("a teacher").merge(ids[identities_of(made)[1, "mask"]], ids[kept])
+    facenet(made)
+    for _ in range(2):
+        FaceCropClusteringService("facenet").cluster_class_crops(world.class_id, include_identified=True)
+        assert set(identities_of(made, "facenet").values()) == {kept}
+
+
+def test_a_merge_outlives_clustering_though_it_was_undone_and_said_again(world, service, identities_of):
+    session_id, made = world.session("1", [["ann"], ["mask"]])
+    service.cluster_session_crops(session_id)
+    ids = dict(world.query("SELECT name, id FROM students"))
+    kept = identities_of(made)[0, "ann"]
+    people = DecisionService("a teacher")
+    merge = people.merge(ids[identities_of(made)[1, "mask"]], ids[kept])
+    undo = people.undo(merge.decision_id)
+    service.cluster_class_crops(world.class_id, include_identified=True)
+    assert len(set(identities_of(made).values())) == 2
+    people.undo(undo.decision_id)
+    again_changes_nothing(world, service)
+    assert set(identities_of(made).values()) == {kept}
 
 
 def test_merged_students_who_share_every_photo_stay_one_with_a_face_in_doubt(world, service, identities_of):
@@ -686,6 +775,7 @@ def test_a_class_without_its_identified_crops_gives_the_rest_to_new_students(wor
         "crops_assigned": 4,
         "cluster_sizes": {"0": 2, "1": 1, "2": 1},
         "max_clusters_reached": False,
+        "students_emptied": [],
         "cosine_threshold": pytest.approx(0.93),
         "errors": 0,
     }
@@ -978,7 +1068,7 @@ def test_nothing_to_cluster_is_no_error(world, service, photos):
 def crop(number: int, *, photo: int | None = None, confirmed: int | None = None, has: int | None = None, **more):
     image_id = number if photo is None else photo
     return ClusterCrop(
-        *(number, image_id, 1, True, confirmed, has, more.pop("doubted", None)),
+        *(number, image_id, 1, True, confirmed, has, more.pop("doubted", None), more.pop("merged", None)),
         *(more.pop("unassigned", False), more.pop("rejected", [])),
     )
 
@@ -1005,15 +1095,19 @@ def crop(number: int, *, photo: int | None = None, confirmed: int | None = None,
         ([[crop(1, has=8), crop(2, has=9)]], {"named": {8, 9}}, [None]),
         ([[crop(1, has=8), crop(2, has=9), crop(3, has=9)], [crop(4, has=8), crop(5, has=8)]], {"named": {8}}, [9, 8]),
         # Of whom a person has said that two are one, there may be two clusters.
-        ([[crop(1, has=8)], [crop(2, has=8), crop(3, has=8)]], {"merged": {8}}, [8, 8]),
+        ([[crop(1, has=8, merged=8)], [crop(2, has=8, merged=8), crop(3, has=8)]], {}, [8, 8]),
+        # Those that hold a crop which was theirs before, and no others.
+        ([[crop(1, has=8, merged=8)], [crop(2, has=8), crop(3, has=8)]], {}, [8, None]),
+        ([[crop(1, has=8, merged=8)], [crop(2, has=8), crop(3, has=8)]], {"named": {8}}, [8, None]),
+        ([[crop(1, has=8, merged=8)], [crop(2)]], {"remembered": {2: 8}}, [8, None]),
         # They have the clusters of which no other student has more, and faces in doubt count.
-        ([[crop(1, has=8), crop(2, has=9)]], {"merged": {9}}, [9]),
-        ([[crop(1, has=8), crop(2, has=8), crop(3, has=9)]], {"merged": {9}}, [8]),
-        ([[crop(1, has=7), crop(2, has=6), crop(3, has=9), crop(4, has=9)]], {"merged": {9}}, [9]),
-        ([[crop(1, has=8), crop(2, has=9)]], {"named": {8}, "merged": {9}}, [8]),
-        ([[crop(1, doubted=8), crop(2)]], {"merged": {8}}, [8]),
+        ([[crop(1, has=8), crop(2, has=9, merged=9)]], {}, [9]),
+        ([[crop(1, has=8), crop(2, has=8), crop(3, has=9, merged=9)]], {}, [8]),
+        ([[crop(1, has=7), crop(2, has=6), crop(3, has=9, merged=9), crop(4, has=9)]], {}, [9]),
+        ([[crop(1, has=8), crop(2, has=9, merged=9)]], {"named": {8}}, [8]),
+        ([[crop(1, doubted=8, merged=8), crop(2)]], {}, [8]),
         ([[crop(1, doubted=8), crop(2)]], {}, [None]),
-        ([[crop(1, doubted=8, rejected=[8]), crop(2)]], {"merged": {8}}, [None]),
+        ([[crop(1, doubted=8, merged=8, rejected=[8]), crop(2)]], {}, [None]),
         # Memory comes last, and of several former clusters the one with most common crops.
         ([[crop(1), crop(2), crop(3)]], {"remembered": {1: 5, 2: 6, 3: 6}}, [6]),
         ([[crop(1), crop(2)], [crop(3)]], {"remembered": {1: 5, 2: 5, 3: 5}}, [5, None]),
@@ -1038,12 +1132,13 @@ def test_a_moved_crop_needs_a_review_where_its_photo_shows_the_student():
 
 
 def test_a_crop_of_a_student_whom_others_were_merged_into_does_not_follow_its_cluster():
-    group = [crop(1, has=8), crop(2, doubted=8), crop(3, has=9), crop(4)]
-    assert decide_crops(group, [group], [7], move=True, merged={8}) == {3: ("assigned", 7), 4: ("assigned", 7)}
-    assert unknown_people([group[:2], group[2:]], [None, None], move=True, merged={8}) == [1]
+    group = [crop(1, has=8, merged=8), crop(2, doubted=8, merged=8), crop(3, has=9), crop(4)]
+    assert decide_crops(group, [group], [7], move=True) == {3: ("assigned", 7), 4: ("assigned", 7)}
+    assert unknown_people([group[:2], group[2:]], [None, None], move=True) == [1]
 
 
 STUDENTS = range(1, 5)
+MERGED = {2, 3}
 
 
 @st.composite
@@ -1067,12 +1162,18 @@ def photos_of_crops(draw):
             )
             if fresh.assigned_student_id is None:
                 fresh = replace(fresh, doubted_student_id=doubted)
+            given = fresh.assigned_student_id or fresh.doubted_student_id
+            if given in MERGED and draw(st.booleans()):
+                fresh = replace(fresh, merged_student_id=given)
             fresh = replace(fresh, clusterable=draw(st.integers(0, 5)) > 0)
             shown.add(fresh.student_id)
             made.append(fresh)
     confirmed_in = {(c.image_id, c.confirmed_student_id) for c in made if c.confirmed_student_id}
     return [
-        replace(c, assigned_student_id=None) if (c.image_id, c.assigned_student_id) in confirmed_in else c for c in made
+        replace(c, assigned_student_id=None, merged_student_id=None)
+        if (c.image_id, c.assigned_student_id) in confirmed_in
+        else c
+        for c in made
     ]
 
 
@@ -1081,10 +1182,10 @@ def photos_of_crops(draw):
     seed=st.integers(0, 999),
     threshold=st.floats(0, 2),
     move=st.booleans(),
-    merged=st.sets(st.sampled_from(STUDENTS), max_size=2),
+    reached=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_what_always_holds(everyone, seed, threshold, move, merged):
+def test_what_always_holds(everyone, seed, threshold, move, reached):
     taking_part = [c for c in everyone if c.clusterable]
     vectors = np.random.default_rng(seed).normal(size=(len(taking_part), 3)).astype(np.float32)
     labels = agglomerative_clusters(
@@ -1101,19 +1202,22 @@ def test_what_always_holds(everyone, seed, threshold, move, merged):
             [by_id[c.id] for c, own in zip(taking_part, labels, strict=True) if own == label]
             for label in range(max(labels, default=-1) + 1)
         ]
-        owners = cluster_owners(groups, named=named, merged=merged, remembered=remembered)
-        unknown = unknown_people(groups, owners, move, merged)
+        owners = cluster_owners(groups, named=named, remembered=remembered)
+        staying = named & people_left_without(everyone, groups, owners, move) if reached else set()
+        unknown = unknown_people(groups, owners, move, staying)
         for label in unknown:
             owners[label] = 100 + label
-        decided = decide_crops(everyone, groups, owners, move, merged)
+        decided = decide_crops(everyone, groups, owners, move, staying)
         (after,) = as_decided([everyone], decided)
-        evident = cluster_owners(as_decided(groups, decided), named=named, merged=merged)
+        evident = cluster_owners(as_decided(groups, decided), named=named)
         told = students_to_remember(owners, evident)
         remembered = {c.id: told[label] for label, group in enumerate(groups) for c in group if label in told}
         return after, owners, unknown, decided, remembered
 
     after, owners, unknown, decided, remembered = run(everyone, {})
-    known = [owner for owner in owners if owner is not None and owner not in merged]
+    if reached:
+        assert named.isdisjoint(students_emptied(everyone, decided))
+    known = [owner for owner in owners if owner is not None and owner not in MERGED]
     assert len(known) == len(set(known))
     for old, new in zip(everyone, after, strict=True):
         assert new.confirmed_student_id == old.confirmed_student_id
@@ -1122,7 +1226,7 @@ def test_what_always_holds(everyone, seed, threshold, move, merged):
         if old.id in decided:
             assert decided[old.id][1] not in old.rejected
             assert move or old.student_id is None
-            assert old.student_among(merged) in (None, decided[old.id][1])
+            assert old.kept_student_id in (None, decided[old.id][1])
     by_machine = [(c.image_id, c.student_id) for c in after if c.student_id and c.confirmed_student_id is None]
     by_person = {(c.image_id, c.confirmed_student_id) for c in after if c.confirmed_student_id}
     assert len(by_machine) == len(set(by_machine))
@@ -1135,15 +1239,7 @@ def test_what_always_holds(everyone, seed, threshold, move, merged):
     assert {state for state, _ in decided.values()} <= {"needs_review"}
 
 
-# The examples of the documentation
-
-
-def test_the_examples_of_the_documentation(world, service):
-    session_id, _ = world.session("1", [["ann", "bob"]] * 3 + [["ann"]] * 2)
-    assert (session_id, world.class_id) == (1, 1)
-    assert service.cluster_session_crops(session_id=1, create_students=False).cluster_sizes == {"0": 5, "1": 3}
-    assert service.cluster_session_crops(session_id=1).students_created == 2
-    assert service.cluster_class_crops(class_id=1, include_identified=True).clusters_found == 2
+# Embedding on the way
 
 
 def test_vectors_are_made_for_crops_that_have_none(world, service, monkeypatch):

@@ -15,6 +15,7 @@ from pipelines.errors import AttendanseeError, ClassBusyError, ConflictError, Pa
 from pipelines.partitions import parse_session_key
 from pipelines.services.assignment import FaceCropAssignmentService
 from pipelines.services.attendance import AttendanceService
+from pipelines.services.browse import BrowseService
 from pipelines.services.clustering import FaceCropClusteringService
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.decision_log import read_decisions
@@ -212,6 +213,64 @@ def test_a_rejected_student_never_comes_back_but_another_one_may(
     assert identities_of(made)[0, "ann"] == "ann"
     with database.connection() as connection:
         assert decisions.read_rejected(connection, [made[0, "ann"]]) == [(made[0, "ann"], ids["twin"])]
+
+
+def test_what_a_run_finds_after_a_word_and_its_rejection_outlasts_other_undos(
+    made_class, database, process, decide, identities_of, state_of
+):
+    ids = made_class.enrol("m", "ann", "bob", "cem")
+    made = made_class.session("m__1", [["ann"], ["bob"]])
+    process("m__enrol", "m__1")
+    decide.assign(made[0, "ann"], ids["bob"])
+    decide.reject(made[0, "ann"], ids["bob"])
+    assert state_of(made[0, "ann"]) == ("no_match", None, "knn")
+    process("m__1")
+    found = state_of(made[0, "ann"])
+    assert found == ("assigned", "ann", "knn")
+    decide.undo(decide.rename(ids["cem"], "Cem").decision_id)
+    assert state_of(made[0, "ann"]) == found
+    decide.undo(decide.merge(ids["cem"], ids["bob"]).decision_id)
+    assert state_of(made[0, "ann"]) == found
+
+
+def test_what_an_undo_confirms_anew_goes_when_that_undo_is_undone(made_class, database, process, decide, state_of):
+    ids = made_class.enrol("m", "ann")
+    made = made_class.session("m__1", [["ann"], ["zed"]])
+    process("m__enrol", "m__1")
+    found = state_of(made[1, "zed"])
+    split = decide.split([made[0, "ann"]], "new")
+    said = decide.assign(made[1, "zed"], split.student_id)
+    decide.reject(made[1, "zed"], ids["ann"])
+    undone = decide.undo(split.decision_id)
+    decide.undo(undone.decision_id)
+    assert state_of(made[1, "zed"]) == ("assigned", "new", "person")
+    decide.undo(said.decision_id)
+    with database.connection() as connection:
+        assert decisions.read_confirmed(connection, [made[1, "zed"]]) == {}
+    assert state_of(made[1, "zed"]) == found
+
+
+def test_a_new_student_who_was_undone_is_in_no_list_until_it_counts_again(made_class, database, process, decide):
+    made = made_class.session("m__1", [["ann"]])
+    made_class.enrol("m", "bob")
+    process("m__enrol", "m__1")
+    decide.unassign(made[0, "ann"])
+
+    def listed() -> tuple[list[str], list[str], int]:
+        browse = BrowseService(database)
+        (of_class,) = browse.classes(10, 0).results
+        page = browse.students(50, 0, class_id=of_class.id)
+        table = StudentService("a teacher").list("m")
+        return sorted(s.name for s in table.students), sorted(s.name for s in page.results), of_class.student_count
+
+    before = listed()
+    fay = decide.create_student([made[0, "ann"]], "Fay")
+    there = listed()
+    assert there == (sorted(["Fay", *before[0]]), sorted(["Fay", *before[1]]), before[2] + 1)
+    undo = decide.undo(fay.decision_id)
+    assert listed() == before
+    decide.undo(undo.decision_id)
+    assert listed() == there
 
 
 def test_rejecting_one_student_leaves_another_one_in_place(made_class, database, process, decide, identities_of):
@@ -936,7 +995,7 @@ def test_what_cannot_be_undone_says_what_to_do_instead(made_class, database, pro
 
 def test_an_undone_merge_gives_back_names_numbers_and_addresses(made_class, database, decide):
     roster = "first_name,last_name,student_id,email\nAda,Lee,1,ada@school.org\nBen,Bold,2,\n"
-    ada, ben = (row.student_id for row in StudentService("a teacher").import_csv("m", roster).added)
+    ada, ben = (row.student_id for row in StudentService("a teacher").import_csv("m", roster, create_class=True).added)
     with database.connection() as connection:
         class_id = catalog.find_class(connection, "m")
         unknown = catalog.create_provisional_student(connection, class_id, "m")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipelines.database import crops
 from pipelines.demo_photos import CLASS_NAME
-from pipelines.errors import PhotoError, UnknownIdError
+from pipelines.errors import ModelError, ParameterError, PhotoError, UnknownIdError
 from pipelines.resources.embedding.registry import get_spec
 from pipelines.services import EmbeddingService
 
@@ -37,6 +37,25 @@ def test_the_best_match_is_the_first_of_the_likest():
     assert (index, score) == (1, SERVICE.calculate_similarity([1, 0], [1, 1]))
     with pytest.raises(ValueError, match="no candidates"):
         SERVICE.find_best_match([1, 0], [])
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 0], [1, 0, 0]), ([[1, 0], [0, 1]], [1, 0]), (1, 1), ([], [[]])])
+def test_vectors_of_other_shapes_are_refused_in_a_sentence(a, b):
+    with pytest.raises(ParameterError, match=r"^Vectors of shapes \(.*\) and \(.*\) cannot be compared: give two of"):
+        SERVICE.calculate_similarity(a, b)
+
+
+@pytest.mark.parametrize(
+    ("query", "candidates"), [([1, 0], [[1, 0, 0]]), ([[1, 0]], [[1, 0]]), (1, [1]), ([1], [[[1]]])]
+)
+def test_candidates_of_another_length_are_refused_in_a_sentence(query, candidates):
+    with pytest.raises(ParameterError, match=r"^A query of shape \(.*\) cannot be compared with candidates of shape"):
+        SERVICE.find_best_match(query, candidates)
+
+
+def test_a_model_that_is_not_known_is_refused_when_the_service_is_made():
+    with pytest.raises(ModelError, match=r"^There is no embedding model 'nope': choose one of facenet, .*dlib"):
+        EmbeddingService("nope")
 
 
 def test_an_image_gives_the_vector_of_its_largest_face(detect, database, unnamed_photos):

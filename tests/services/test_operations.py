@@ -43,6 +43,7 @@ CLUSTERED = {
     "crops_assigned": int,
     "cluster_sizes": dict,
     "max_clusters_reached": bool,
+    "students_emptied": list,
     "cosine_threshold": float,
     "errors": int,
 }
@@ -131,6 +132,7 @@ def test_every_field_of_every_answer_on_the_sample_class(detect, database):
     assert found["class_name"] == "Demo101"
     squeezed = perform("cluster_session_crops", session_id=first, max_clusters=1, create_students=False, **MODEL)
     assert squeezed["max_clusters_reached"]
+    assert squeezed["students_emptied"] == []
     assert perform("assign_crop", crop_id=crop_ids[0], **MODEL)["status"] == "already_assigned"
 
     with database.connection() as connection:

@@ -71,11 +71,14 @@ def test_each_parameter_at_its_bounds_outside_of_a_wrong_type_and_missing(operat
         ("cluster_session_crops", "max_clusters", 201, "1 to 200"),
         ("cluster_class_crops", "similarity_threshold", 1.5, "0 to 1"),
         ("assign_crop", "k", 0, "1 to 20"),
+        ("assign_crop", "k", "5", "1 to 20"),
         ("assign_class_crops", "class_id", 0, f"1 to {MAX_ID}"),
+        ("generate_embeddings_batch", "face_crop_ids", [0], f"1 to {MAX_ID}"),
+        ("generate_embeddings_batch", "face_crop_ids", [1, "x"], f"1 to {MAX_ID}"),
     ],
 )
 def test_the_range_is_in_the_message(operation, name, value, allowed):
-    with pytest.raises(ParameterError, match=rf"The parameter {name} .*\(allowed: {allowed}\)\.$"):
+    with pytest.raises(ParameterError, match=rf"The parameter {name}\b.*\(allowed: {allowed}\)\.$"):
         checked(OPERATIONS[operation].parameters, **{**required(operation), name: value})
 
 

@@ -29,9 +29,32 @@ def service(database) -> StudentService:
 @pytest.fixture
 def read(service):
     def run(text: str, class_name: str = "m") -> ImportAnswer:
-        return service.import_csv(class_name, text)
+        return service.import_csv(class_name, text, create_class=True)
 
     return run
+
+
+def test_a_class_that_is_not_there_is_made_only_where_that_is_said(service, read, database):
+    for name in ("Math101", "Math102", "Art"):
+        read(HEAD + "Ada,Lovelace,1,\n", name)
+    with pytest.raises(UnknownIdError, match=r"There is no class 'math11': name Math101 or Math102, or make it with"):
+        service.import_csv("math11", HEAD + "Ada,Lovelace,1,\n")
+    with pytest.raises(UnknownIdError, match=r"There is no class 'Zoology': choose one that there is, or make it with"):
+        service.import_csv("Zoology", HEAD + "Ada,Lovelace,1,\n")
+    with database.connection() as connection:
+        assert catalog.class_names(connection) == ["Art", "Math101", "Math102"]
+    assert service.import_csv("Art", HEAD + "Ada,Lovelace,1,\n").unchanged == 1
+
+
+def test_namesakes_are_told_how_to_be_told_apart(read):
+    answer = read(HEAD + "Ann,Lee,S1,\nAnn,Lee,S2,\n")
+    (refused,) = answer.refused
+    assert refused.line == 3
+    assert "such as 'Ann Lee (S2)'" in refused.reason
+    (refused,) = read(HEAD + "Ann,Lee,S2,\n").refused
+    assert "student_id S1" in refused.reason
+    assert "such as 'Ann Lee (S2)'" in refused.reason
+    assert changes(read(HEAD + "Ann,Lee,S1,\nAnn,Lee (S2),S2,\n")) == (1, 0, 1, 0)
 
 
 def listed(service, class_name: str = "m") -> list[tuple]:
