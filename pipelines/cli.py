@@ -191,8 +191,6 @@ def print_remarks(console: Any, database: Any, class_name: str) -> None:
     from pipelines.database import catalog
 
     with database.connection() as connection:
-        if class_name not in catalog.class_names(connection):
-            return
         remarks = catalog.file_remarks(connection, class_name)
     for remark in remarks:
         console.print(remark, style="yellow", markup=False, highlight=False)

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import dagster as dg
 import yaml
 
 from pipelines.errors import AttendanseeError
-from pipelines.partitions import CLASS_TAG, class_of, sessions
+from pipelines.partitions import CLASS_TAG, FINGERPRINT_TAG, SessionKey, class_of, sessions
 from pipelines.settings import PROJECT_ROOT, Settings
 
 DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
@@ -28,7 +28,29 @@ _STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dagste
 # Runs that process something or will. NOT_STARTED is left out: the daemon queues what a sensor requested before its next
 # tick, so such a run was abandoned.
 UNFINISHED = [dg.DagsterRunStatus.QUEUED, *_STARTED]
-FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def latest_runs(
+    instance: dg.DagsterInstance, jobs_of: Mapping[SessionKey, Collection[str]]
+) -> dict[SessionKey, dg.DagsterRun]:
+    """Each session's latest run that has ended, where there is one; jobs_of: names of the jobs that count for it."""
+    keys = {str(key): key for key in jobs_of}
+    runs = instance.get_runs(dg.RunsFilter(statuses=_FINISHED, tags={"dagster/partition": list(keys)}))
+    latest: dict[SessionKey, dg.DagsterRun] = {}
+    for run in runs:  # The latest first.
+        key = keys[run.tags["dagster/partition"]]
+        if run.job_name in jobs_of[key]:
+            latest.setdefault(key, run)
+    return latest
+
+
+def has_processed(latest: dg.DagsterRun, content: str) -> bool:
+    """Whether a session's latest run has done all of this content (see FINGERPRINT_TAG).
+
+    One that failed, such as a second look that was cut off, leaves it undone, whatever those before it did.
+    """
+    return latest.is_success and latest.tags.get(FINGERPRINT_TAG) == content
 
 
 def prepare_dagster_home(settings: Settings) -> Path:

@@ -9,11 +9,11 @@ import dagster as dg
 
 from pipelines.database import catalog, lineages
 from pipelines.errors import AttendanseeError
-from pipelines.instance import FINISHED, process_tag
+from pipelines.instance import has_processed, latest_runs, process_tag
 from pipelines.partitions import CLASS_TAG, FINGERPRINT_TAG, SessionKey, classes, sessions
 from pipelines.resources.database import Database
 from pipelines.resources.embedding_models import EmbeddingModels
-from pipelines.resources.photo_store import Listing, PhotoStore
+from pipelines.resources.photo_store import Listing, PhotoStore, fingerprint
 from pipelines.sensors.scan import by_session, content_fingerprints
 from pipelines.services.coverage import read_coverage
 
@@ -53,7 +53,7 @@ def plan(
     # The last photo of a session was removed: its faces must not count any longer. A folder that is gone altogether
     # (unmounted, moved) says nothing.
     files_of |= {key: [] for key in listing.sessions if key not in files_of and key in registered}
-    fingerprints = content_fingerprints(files_of, configuration)
+    fingerprints = content_fingerprints({key: fingerprint(files) for key, files in files_of.items()}, configuration)
     wanted = [
         key
         for key in sorted(fingerprints, key=lambda key: (key.class_name, not key.is_enrolment, key.session_name))
@@ -141,14 +141,11 @@ def _is_done(instance: dg.DagsterInstance, database: Database, item: Work, cover
     """
     with database.connection() as connection:
         processed_by = lineages.models_of_class(connection, item.key.class_name)
-    names = {item.model, *processed_by}
-    records = [record for name in names for record in _latest_run(instance, f"process_session_{name}", item.key)]
-    latest = max(records, key=lambda record: record.storage_id, default=None)
-    if latest is None or not latest.dagster_run.is_success:  # Such as a second look that was cut off.
+    names = {f"process_session_{name}" for name in (item.model, *processed_by)}
+    latest = latest_runs(instance, {item.key: names}).get(item.key)
+    if latest is None or not has_processed(latest, item.fingerprint):
         return False
-    if latest.dagster_run.tags.get(FINGERPRINT_TAG) != item.fingerprint:
-        return False
-    is_own = item.model in processed_by and latest.dagster_run.job_name == f"process_session_{item.model}"
+    is_own = item.model in processed_by and latest.job_name == f"process_session_{item.model}"
     return is_own or covers(item)
 
 
@@ -159,12 +156,6 @@ def _covered_sessions(database: Database, class_name: str, model: str, version: 
             return set()
         lacking = read_coverage(connection, catalog.find_class(connection, class_name), model, version).lacking
     return {key for key in keys if key.session_name not in lacking}
-
-
-def _latest_run(instance: dg.DagsterInstance, job_name: str, key: SessionKey) -> Sequence[dg.RunRecord]:
-    """The session's latest run of a job that has ended, if there is one."""
-    ended = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": str(key)}, statuses=FINISHED)
-    return instance.get_run_records(ended, limit=1)
 
 
 def _execute(

@@ -435,11 +435,11 @@ def record_remarks(connection: Connection, session_id: int, remarks: Sequence[st
 
 def file_remarks(connection: Connection, class_name: str) -> list[str]:
     """What people should know of a class's photos: why some cannot be used, and which may lie in the wrong place."""
-    class_id = find_class(connection, class_name)
     rows = connection.execute(
         """WITH present AS (
-            SELECT i.*, s.is_enrolment FROM images i JOIN sessions s ON s.id = i.session_id
-            WHERE s.class_id = %(class)s AND i.removed_at IS NULL
+            SELECT i.*, s.is_enrolment FROM images i
+            JOIN sessions s ON s.id = i.session_id JOIN classes c ON c.id = s.class_id
+            WHERE c.name = %(class)s AND i.removed_at IS NULL
         )
         SELECT remark FROM (
             SELECT 1 AS part, refused_reason AS remark, path AS place FROM present WHERE refused_reason IS NOT NULL
@@ -452,12 +452,13 @@ def file_remarks(connection: Connection, class_name: str) -> list[str]:
             AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = st.id)
             GROUP BY st.id HAVING bool_and(p.refused_reason IS NOT NULL)
             UNION ALL
-            SELECT 3, remark, s.name FROM sessions s, unnest(s.remarks) AS remark WHERE s.class_id = %(class)s
+            SELECT 3, remark, s.name FROM classes c JOIN sessions s ON s.class_id = c.id, unnest(s.remarks) AS remark
+            WHERE c.name = %(class)s
             UNION ALL
             SELECT 4, string_agg(path, ' and ' ORDER BY path)
                 || ' are one photo, which counts in each session: remove it where it does not belong.', min(path)
             FROM present WHERE NOT is_enrolment AND refused_reason IS NULL GROUP BY sha256 HAVING count(*) > 1
         ) remarks ORDER BY part, place""",
-        {"class": class_id},
+        {"class": class_name},
     )
     return [remark for (remark,) in rows]

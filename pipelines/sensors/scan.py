@@ -160,16 +160,16 @@ def by_session(listing: Listing) -> dict[SessionKey, list[PhotoFile]]:
     return files
 
 
-def content_fingerprints(files_of: Mapping[SessionKey, list[PhotoFile]], configuration: str) -> dict[SessionKey, str]:
+def content_fingerprints(seen: Mapping[SessionKey, str], configuration: str) -> dict[SessionKey, str]:
     """What each session's run is about, for FINGERPRINT_TAG: its files, its class's portraits, and the settings.
 
-    configuration: names the settings that change what is found, so that a changed one makes every session new. New
+    seen: the fingerprint of each session's files. configuration: names the settings that change what is found, so that a changed one makes every session new. New
     portraits make a class's sessions new too, for they give names to faces. The model is no part of it: a class that
     has switched its model was processed by the new one before.
     """
-    own = {key: fingerprint(files) for key, files in files_of.items()}
-    portraits = {key.class_name: content for key, content in own.items() if key.is_enrolment and files_of[key]}
-    return {key: f"{content}:{portraits.get(key.class_name, '')}:{configuration}" for key, content in own.items()}
+    none = fingerprint([])
+    portraits = {key.class_name: content for key, content in seen.items() if key.is_enrolment and content != none}
+    return {key: f"{content}:{portraits.get(key.class_name, '')}:{configuration}" for key, content in seen.items()}
 
 
 def missing_sessions(listing: Listing, known: Iterable[SessionKey]) -> list[BadFolder]:

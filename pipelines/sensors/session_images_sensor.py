@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import dagster as dg
 
 from pipelines.errors import ModelError, PhotoStoreError
-from pipelines.instance import FINISHED, UNFINISHED
+from pipelines.instance import UNFINISHED, has_processed, latest_runs
 from pipelines.partitions import CLASS_TAG, ENROL, FINGERPRINT_TAG, MODEL_TAG, SessionKey, classes, sessions
 from pipelines.resources.embedding.registry import BROKEN
 from pipelines.resources.photo_store import Listing, PhotoStore
@@ -70,30 +70,33 @@ def build_session_images_sensor(
             context.log.warning(f"The class {name} is not processed: its active model cannot be used. {reason}")
         state, now = _state(context), time.time()
         running = _running_enrolments(context.instance, listing)
-        files_of = {**{key: [] for key in listing.sessions}, **scan.by_session(listing)}
-        contents = scan.content_fingerprints(files_of, settings.detection_configuration)
-        first = first_models()
 
-        def model_of(key: SessionKey) -> str:
-            return active.get(key.class_name, settings.model)
+        def look(processed: Collection[SessionKey] = ()) -> scan.ScanResult:
+            return scan.diff(listing, state, now, settings.settle_seconds, running, blocked, processed)
 
-        def job_names(key: SessionKey) -> set[str]:
-            model = model_of(key)
-            # A class that switched has been processed by its new model, whatever its first one's runs say.
-            return {jobs[name].name for name in (model, first.get(key.class_name, model)) if name in jobs}
+        result = look()
+        # Most ticks find nothing, and need to know no more.
+        first = first_models() if result.requests else {}
+        seen = {key: known.seen for key in listing.sessions if (known := result.state.sessions.get(str(key)))}
+        contents = scan.content_fingerprints(seen, settings.detection_configuration) if result.requests else {}
+
+        def models_of(key: SessionKey) -> tuple[str, str]:
+            """The class's active model, and the one that it began with."""
+            model = active.get(key.class_name, settings.model)
+            return model, first.get(key.class_name, model)
 
         checked: set[SessionKey] = set()
         processed: set[SessionKey] = set()
-        while True:
-            result = scan.diff(listing, state, now, settings.settle_seconds, running, blocked, processed)
-            due = [*(request.key for request in result.requests), *result.waiting]
-            if checked.issuperset(due[: len(result.requests)]):
-                break
+        while not checked.issuperset(request.key for request in result.requests):
             # What `attendansee run` has done since, or before the sensor was switched on, is not done again.
+            due = [*(request.key for request in result.requests), *result.waiting]
             asked = [key for key in due if key not in checked][:_LOOKED_UP_AT_ONCE]
             checked.update(asked)
-            done = _processed_contents(context.instance, {key: job_names(key) for key in asked})
-            processed.update(key for key in asked if done.get(key) == contents[key])
+            # A class that switched has been processed by its new model, whatever its first one's runs say.
+            jobs_of = {key: {jobs[model].name for model in models_of(key) if model in jobs} for key in asked}
+            latest = latest_runs(context.instance, jobs_of)
+            processed.update(key for key, run in latest.items() if has_processed(run, contents[key]))
+            result = look(processed)
         for folder in result.bad_folders:
             context.log.warning(folder.reason)
         cursor = scan.encode(result.state)
@@ -101,9 +104,7 @@ def build_session_images_sensor(
             return dg.SensorResult(skip_reason=_skip_reason(result), cursor=cursor)
 
         def run_request(request: scan.SessionRequest) -> dg.RunRequest:
-            model = model_of(request.key)
-            first_model = first.get(request.key.class_name, model)
-            return _run_request(request, model, first_model, jobs, contents[request.key])
+            return _run_request(request, *models_of(request.key), jobs, contents[request.key])
 
         return dg.SensorResult(
             run_requests=[run_request(request) for request in result.requests],
@@ -130,20 +131,6 @@ def _running_enrolments(instance: dg.DagsterInstance, listing: Listing) -> Colle
         return ()
     unfinished = dg.RunsFilter(statuses=UNFINISHED, tags={"dagster/partition": sorted(keys)})
     return {run.tags["dagster/partition"] for run in instance.get_runs(unfinished)}
-
-
-def _processed_contents(
-    instance: dg.DagsterInstance, jobs_of: Mapping[SessionKey, Collection[str]]
-) -> dict[SessionKey, str]:
-    """What the latest run of each session was about where it succeeded; jobs_of: names of the jobs that count for it."""
-    keys = {str(key): key for key in jobs_of}
-    runs = instance.get_runs(dg.RunsFilter(statuses=FINISHED, tags={"dagster/partition": list(keys)}))
-    found: dict[SessionKey, str] = {}
-    for run in runs:  # The latest first.
-        key = keys[run.tags["dagster/partition"]]
-        if run.job_name in jobs_of[key]:
-            found.setdefault(key, run.tags.get(FINGERPRINT_TAG, "") if run.is_success else "")
-    return found
 
 
 def _run_request(

@@ -37,7 +37,8 @@ def register_session_images(database: Database, store: PhotoStore, settings: Set
     unusable: dict[str, str] = {}
     held_on = None
     try:
-        held_on = None if key.is_enrolment else store.session_date(key.class_name, key.session_name)
+        if not key.is_enrolment:
+            held_on = store.session_date(key.class_name, key.session_name)
     except PhotoError as error:
         unusable[f"{key.class_name}/{key.session_name}/{SESSION_FILE}"] = str(error)
     with database.connection() as connection:

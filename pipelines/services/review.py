@@ -456,14 +456,9 @@ class _Reader:
         ids = {student_id: decision_id for student_id, decision_id in said.items() if decision_id is not None}
         log = decisions.read_logged(self.connection, self.class_id, list(ids.values())) if ids else {}
         return {
-            student_id: Decider(
-                by="person",
-                name=log[decision_id]["decided_by"],
-                at=log[decision_id]["decided_at"],
-                decision_id=decision_id,
-                reason=log[decision_id]["reason"],
-            )
+            student_id: _person(word["decided_by"], word["decided_at"], decision_id, word["reason"])
             for student_id, decision_id in ids.items()
+            for word in [log[decision_id]]
         }
 
     def review(self) -> Review:
@@ -532,13 +527,7 @@ class _Reader:
         by_person = row.confirmed or row.taken_off
         decider = None
         if by_person:
-            decider = Decider(
-                by="person",
-                name=row.decision_by,
-                at=row.decision_at,
-                decision_id=row.decision_id,
-                reason=row.decision_reason,
-            )
+            decider = _person(row.decision_by, row.decision_at, row.decision_id, row.decision_reason)
         elif row.decided_by is not None:
             decider = Decider(by=row.decided_by, at=row.decided_at, run_id=row.run_id)  # type: ignore[arg-type]
         # 1.0 is stored beside a person's word, which no comparison has given.
@@ -558,17 +547,8 @@ class _Reader:
             runner_up_cosine_similarity=runner_up,
             decider=decider,
             rejections=[
-                Rejection(
-                    student_id=rejection.student_id,
-                    said=Decider(
-                        by="person",
-                        name=rejection.decided_by,
-                        at=rejection.decided_at,
-                        decision_id=rejection.decision_id,
-                        reason=rejection.reason,
-                    ),
-                )
-                for rejection in rejected
+                Rejection(student_id=r.student_id, said=_person(r.decided_by, r.decided_at, r.decision_id, r.reason))
+                for r in rejected
             ],
             found_id=row.found_id,
             unusable_reasons=row.unusable_reasons,
@@ -1133,6 +1113,11 @@ def _photo(photo: ReviewedPhoto, faces: list[Face]) -> Photo:
 def _odds(probability: float) -> float:
     limited = min(max(probability, 1e-6), 1 - 1e-6)
     return limited / (1 - limited)
+
+
+def _person(name: str | None, at: datetime | None, decision_id: int | None, reason: str | None) -> Decider:
+    """That a person has decided, and what is known of it."""
+    return Decider(by="person", name=name, at=at, decision_id=decision_id, reason=reason)
 
 
 def _said(decider: Decider | None, what: str) -> str:
