@@ -8,6 +8,7 @@ from psycopg import Connection, sql
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row
 
+from pipelines.database.confirmations import words_left_behind
 from pipelines.errors import AttendanseeError, ClassBusyError, UnknownIdError
 from pipelines.partitions import SessionKey
 
@@ -334,13 +335,17 @@ def nameless_student_ids(connection: Connection, class_id: int) -> set[int]:
 
 
 def delete_empty_provisional_students(connection: Connection, class_id: int, model: str) -> int:
-    """Delete provisional students that no crop, cluster or decision points at any more; returns how many.
+    """Delete provisional students that no crop of a present photo, cluster or decision points at; returns how many.
 
     One whom another lineage's attendance names stays: a run of this `model` must not change that attendance.
     """
     return connection.execute(
         """DELETE FROM students s WHERE s.class_id = %s AND s.provisional
-        AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = s.id)
+        AND NOT EXISTS (
+            SELECT 1 FROM assignments a JOIN face_crops f ON f.id = a.crop_id
+            JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
+            WHERE a.student_id = s.id
+        )
         AND NOT EXISTS (SELECT 1 FROM clusters c WHERE c.student_id = s.id)
         AND NOT EXISTS (SELECT 1 FROM decisions d WHERE s.id IN (d.student_id, d.other_student_id))
         AND NOT EXISTS (SELECT 1 FROM students m WHERE m.merged_into = s.id)
@@ -434,7 +439,10 @@ def record_remarks(connection: Connection, session_id: int, remarks: Sequence[st
 
 
 def file_remarks(connection: Connection, class_name: str) -> list[str]:
-    """What people should know of a class's photos: why some cannot be used, and which may lie in the wrong place."""
+    """What people should know of a class's photos.
+
+    Why some cannot be used, which may lie in the wrong place, and of which what people said does not count any more.
+    """
     rows = connection.execute(
         """WITH present AS (
             SELECT i.*, s.is_enrolment FROM images i
@@ -449,7 +457,10 @@ def file_remarks(connection: Connection, class_name: str) -> list[str]:
             FROM students st JOIN present p ON p.student_id = st.id
             WHERE st.merged_into IS NULL
             AND NOT EXISTS (SELECT 1 FROM confirmed_crops c WHERE c.student_id = st.id)
-            AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.student_id = st.id)
+            AND NOT EXISTS (
+                SELECT 1 FROM assignments a JOIN face_crops f ON f.id = a.crop_id
+                JOIN present q ON q.id = f.image_id AND q.refused_reason IS NULL WHERE a.student_id = st.id
+            )
             GROUP BY st.id HAVING bool_and(p.refused_reason IS NOT NULL)
             UNION ALL
             SELECT 3, remark, s.name FROM classes c JOIN sessions s ON s.class_id = c.id, unnest(s.remarks) AS remark
@@ -460,5 +471,5 @@ def file_remarks(connection: Connection, class_name: str) -> list[str]:
             FROM present WHERE NOT is_enrolment AND refused_reason IS NULL GROUP BY sha256 HAVING count(*) > 1
         ) remarks ORDER BY part, place""",
         {"class": class_name},
-    )
-    return [remark for (remark,) in rows]
+    ).fetchall()
+    return [*(remark for (remark,) in rows), *words_left_behind(connection, class_name).values()]

@@ -89,6 +89,54 @@ def crops_by_id(connection: Connection, crop_ids: Sequence[int]) -> list[CropRow
         ).fetchall()
 
 
+@dataclass(frozen=True)
+class EarlierCrop:
+    """A crop of another photo that lay at a photo's path before; width, height: that photo's, in pixels.
+
+    spoken_of: a person, or a portrait's name, has said something about it.
+    """
+
+    crop: CropRow
+    width: int
+    height: int
+    spoken_of: bool
+
+
+def earlier_crops(connection: Connection, image_id: int) -> list[EarlierCrop]:
+    """The crops of the photos that this one, registered under their path in the same session, has taken the place of."""
+    rows = connection.execute(
+        """SELECT f.id, i.width, i.height, EXISTS (SELECT 1 FROM decisions d WHERE d.crop_id = f.id)
+        FROM images now JOIN images i ON i.session_id = now.session_id AND i.path = now.path AND i.id <> now.id
+            AND i.width IS NOT NULL
+        JOIN face_crops f ON f.image_id = i.id WHERE now.id = %s""",
+        [image_id],
+    ).fetchall()
+    about = {crop_id: rest for crop_id, *rest in rows}
+    with connection.cursor(row_factory=class_row(CropRow)) as cursor:
+        found = cursor.execute(f"{_COLUMNS} WHERE f.id = ANY(%s) ORDER BY f.id", [list(about)]).fetchall()
+    return [EarlierCrop(crop, *about[crop.id]) for crop in found]
+
+
+def move_crops(connection: Connection, crop_ids: Sequence[int], image_id: int) -> None:
+    """Have crops of earlier photos be this photo's, which shows the same faces: what was said of them goes with them.
+
+    The photos that they were of are searched anew should they come back. A portrait stays its student's.
+    """
+    parameters = {"crops": list(crop_ids), "image": image_id}
+    connection.execute(
+        """UPDATE images now SET student_id = old.student_id
+        FROM images old JOIN face_crops f ON f.image_id = old.id
+        WHERE now.id = %(image)s AND f.id = ANY(%(crops)s) AND old.student_id IS NOT NULL""",
+        parameters,
+    )
+    connection.execute(
+        """UPDATE images SET searched_with = NULL
+        WHERE id IN (SELECT image_id FROM face_crops WHERE id = ANY(%(crops)s))""",
+        parameters,
+    )
+    connection.execute("UPDATE face_crops SET image_id = %(image)s WHERE id = ANY(%(crops)s)", parameters)
+
+
 def insert_crop(
     connection: Connection, image_id: int, face: DetectedFace, crop_path: str | None, *, sharpness: float, yaw: float
 ) -> int:
@@ -106,7 +154,7 @@ def insert_crop(
 def update_crop(
     connection: Connection, crop_id: int, face: DetectedFace, crop_path: str, *, sharpness: float, yaw: float
 ) -> None:
-    """Give a known crop what a newer detector found at the same place; its id, and so its identity, stays."""
+    """Give a known crop what was found of the same face since; its id, and so its identity, stays."""
     connection.execute(
         """UPDATE face_crops SET x = %s, y = %s, width = %s, height = %s, landmarks = %s, confidence = %s,
             sharpness = %s, yaw = %s, crop_path = %s WHERE id = %s""",

@@ -355,9 +355,14 @@ def write_assignments(connection: Connection, model: str, assignments: Iterable[
 
 
 def forget_assignments(connection: Connection, model: str, session_id: int, kept: Sequence[int]) -> int:
-    """Delete the lineage's assignments of the session's crops other than `kept`: they have no vector any more."""
+    """Delete the lineage's assignments of the session's crops other than `kept`: they have no vector any more.
+
+    Those of photos that were removed, or cannot be read now, stay: should the photo come back, its faces are still whose
+    they were, above all a student's whom a person has named, or made a visitor, without a word about each face.
+    """
     return connection.execute(
         """DELETE FROM assignments a USING face_crops f, images i
-        WHERE f.id = a.crop_id AND i.id = f.image_id AND i.session_id = %s AND a.model = %s AND NOT a.crop_id = ANY(%s)""",
+        WHERE f.id = a.crop_id AND i.id = f.image_id AND i.session_id = %s AND a.model = %s AND NOT a.crop_id = ANY(%s)
+        AND i.removed_at IS NULL AND i.refused_reason IS NULL""",
         [session_id, model, list(kept)],
     ).rowcount

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import class_row
@@ -31,8 +32,8 @@ class ReviewedFace:
 
     state, student_id, decided_by: the lineage's assignment; a crop that a person has confirmed is assigned to that
     student by a person, in a lineage too that has not seen it. decision_*: of the latest confirm, assign, unassign or
-    not_a_face, of a part the decision that it is part of; confirmed: whether it says who the crop shows. found_id: the
-    student for whom the run took it, where people say something else.
+    not_a_face, of a part the decision that it is part of; confirmed: whether it says who the crop shows. found_*: the
+    student for whom the run took it, where people say something else, in which state, by what, when, and how similar.
     """
 
     crop_id: int
@@ -60,6 +61,10 @@ class ReviewedFace:
     decision_at: datetime | None
     decision_reason: str | None
     found_id: int | None
+    found_state: str | None
+    found_by: str | None
+    found_at: datetime | None
+    found_similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class TakenBack:
-    """The last that a person has said of who a crop shows, or of a student in a session, and that does not count any more.
+    """What a person has said of who a crop shows, or of a student in a session, and that does not count any more.
 
     student_id: None where it said that the crop shows nobody. status: of a mark of attendance.
     """
@@ -92,6 +97,30 @@ class TakenBack:
     undone_by: str
     undone_at: datetime
     undo_reason: str | None
+
+
+@dataclass(frozen=True)
+class AttendanceWord:
+    """What a person has set a student to in a session; without a status that the photos count."""
+
+    session_id: int
+    student_id: int
+    status: str | None
+    decided_by: str
+    decided_at: datetime
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class AppliedPlan:
+    """A plan of clustering a class anew that a person has applied; moved, attendance: of its changes, with names of then."""
+
+    id: int
+    applied_by: str
+    applied_at: datetime
+    reason: str | None
+    moved: list[dict[str, Any]]
+    attendance: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -178,7 +207,9 @@ def read_faces(
                 a.decided_at, k.crop_id IS NOT NULL AS confirmed, u.crop_id IS NOT NULL AS taken_off,
                 n.crop_id IS NOT NULL AS not_a_face, coalesce(part.part_of, w.decision_id) AS decision_id,
                 w.decided_by AS decision_by, w.decided_at AS decision_at,
-                coalesce(w.reason, whole.reason) AS decision_reason, coalesce(found.merged_into, found.id) AS found_id
+                coalesce(w.reason, whole.reason) AS decision_reason, coalesce(found.merged_into, found.id) AS found_id,
+                d.state AS found_state, d.decided_by AS found_by, d.decided_at AS found_at,
+                d.similarity AS found_similarity
             FROM face_crops f
             JOIN images i ON i.id = f.image_id AND i.removed_at IS NULL AND i.refused_reason IS NULL
             JOIN sessions s ON s.id = i.session_id AND s.class_id = %(class)s
@@ -215,11 +246,10 @@ def read_rejections(connection: Connection, crop_ids: Collection[int]) -> dict[i
 
 
 def read_taken_back(connection: Connection, class_id: int) -> list[TakenBack]:
-    """What people have said last of a crop, and of a student in a session, and what another word has undone."""
+    """What people have said of crops, and of students in sessions, and what another word has undone, by id."""
     with connection.cursor(row_factory=class_row(TakenBack)) as cursor:
         return cursor.execute(
-            """SELECT DISTINCT ON (d.crop_id, d.session_id, CASE WHEN d.crop_id IS NULL THEN coalesce(s.merged_into, s.id) END)
-                d.kind, d.crop_id, d.session_id, coalesce(s.merged_into, s.id) AS student_id, d.status, d.decided_by,
+            """SELECT d.kind, d.crop_id, d.session_id, coalesce(s.merged_into, s.id) AS student_id, d.status, d.decided_by,
                 d.decided_at, whole.reason, u.decided_by AS undone_by, u.decided_at AS undone_at, u.reason AS undo_reason
             FROM decisions d JOIN decisions whole ON whole.id = coalesce(d.part_of, d.id)
             JOIN undone_decisions gone ON gone.id = whole.id
@@ -227,9 +257,31 @@ def read_taken_back(connection: Connection, class_id: int) -> list[TakenBack]:
                 WHERE undoes = whole.id AND NOT is_undone(id) ORDER BY id DESC LIMIT 1) u
             LEFT JOIN students s ON s.id = d.student_id
             WHERE d.class_id = %s AND (d.crop_id IS NOT NULL OR d.kind = 'attendance') AND whole.kind <> 'merge'
-            ORDER BY d.crop_id, d.session_id, CASE WHEN d.crop_id IS NULL THEN coalesce(s.merged_into, s.id) END,
-                d.id DESC""",
+            ORDER BY d.id""",
             [class_id],
+        ).fetchall()
+
+
+def read_attendance_words(connection: Connection, class_id: int) -> list[AttendanceWord]:
+    """All that people have set students to in sessions and that nobody has undone, by id: of a cell the last one counts."""
+    with connection.cursor(row_factory=class_row(AttendanceWord)) as cursor:
+        return cursor.execute(
+            """SELECT d.session_id, coalesce(s.merged_into, s.id) AS student_id, d.status, d.decided_by, d.decided_at,
+                d.reason
+            FROM decisions_in_force d JOIN students s ON s.id = d.student_id
+            WHERE d.class_id = %s AND d.kind = 'attendance' ORDER BY d.id""",
+            [class_id],
+        ).fetchall()
+
+
+def read_applied_plans(connection: Connection, class_id: int, model: str) -> list[AppliedPlan]:
+    """The plans of clustering the class anew that people have applied in the model's lineage, the first applied first."""
+    with connection.cursor(row_factory=class_row(AppliedPlan)) as cursor:
+        return cursor.execute(
+            """SELECT id, applied_by, applied_at, reason, changes->'moved' AS moved, changes->'attendance' AS attendance
+            FROM reclustering_plans WHERE class_id = %s AND model = %s AND applied_at IS NOT NULL
+            ORDER BY applied_at, id""",
+            [class_id, model],
         ).fetchall()
 
 

@@ -9,11 +9,14 @@ from psycopg import Connection
 
 from pipelines.database import catalog, crops, embedding_tables
 from pipelines.database.catalog import Image
-from pipelines.errors import PhotoError
+from pipelines.database.confirmations import words_left_behind
+from pipelines.database.crops import EarlierCrop
+from pipelines.errors import PhotoError, PhotoStoreError
 from pipelines.faces.alignment import DLIB_150, five_point_chip
 from pipelines.faces.face import DetectedFace
 from pipelines.faces.metrics import match_boxes
 from pipelines.faces.quality import QualityGate, sharpness, yaw_degrees
+from pipelines.faces.replaced_photos import EarlierFace, faces_found_again
 from pipelines.partitions import SessionKey
 from pipelines.resources.database import Database
 from pipelines.resources.face_detector import FaceDetector
@@ -30,16 +33,22 @@ CROP_MARGIN = 0.3
 
 @dataclass
 class DetectionReport:
-    """What searching a session's photos found; `refused` maps paths to reasons."""
+    """What searching a session's photos found; `refused` maps paths to reasons.
+
+    carried_crops: faces found again in photos that were saved anew, with all that was said of them. left_behind: paths of
+    replaced photos with what was said of faces that were not.
+    """
 
     photos_searched: int = 0
     photos_skipped: int = 0
     new_crops: int = 0
+    carried_crops: int = 0
     restored_crops: int = 0
     crops: int = 0
     usable: int = 0
     unusable_reasons: dict[str, int] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    left_behind: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class DetectionService:
         """Search those of the session's photos that this version of the detector has not searched yet.
 
         A photo that fails is refused with its reason and the others go on. An enrolment portrait keeps its largest
-        face, confirmed as the student the photo is named after.
+        face, confirmed as the student the photo is named after. A photo that has taken the place of another one under the
+        same path takes over the crops of those faces that it shows in the same picture.
         """
         report = DetectionReport()
         store = registered_store(self.database, self.store, key.class_name)
@@ -67,7 +77,9 @@ class DetectionService:
                 report.photos_skipped += 1
             elif image.refused_reason is None:
                 try:
-                    report.new_crops += self._search(store, key, session.class_id, image)
+                    new, carried = self._search(store, key, session.class_id, image)
+                    report.new_crops += new
+                    report.carried_crops += carried
                     report.photos_searched += 1
                 except PhotoError as error:
                     with self.database.connection() as connection:
@@ -85,9 +97,11 @@ class DetectionService:
                 for image in catalog.session_images(connection, session.id)
                 if image.refused_reason
             }
+            report.left_behind = words_left_behind(connection, key.class_name, session.id)
         return report
 
-    def _search(self, store: PhotoStore, key: SessionKey, class_id: int, image: Image) -> int:
+    def _search(self, store: PhotoStore, key: SessionKey, class_id: int, image: Image) -> tuple[int, int]:
+        """Returns how many crops are new, and how many were another photo's that lay here."""
         pixels = read_photo(store.read(image.path), image.path, self.settings.max_megapixels).pixels
         faces = self.detector.detect(pixels)
         if key.is_enrolment:
@@ -99,16 +113,26 @@ class DetectionService:
             store.write_crop(f"{folder}-{face.box[0]:.0f}-{face.box[1]:.0f}", cut_out(pixels, face)) for face in faces
         ]
         with self.database.connection() as connection:
+            earlier = crops.earlier_crops(connection, image.id)
+        carried = self._found_again(store, earlier, pixels, faces)
+        with self.database.connection() as connection:
             catalog.lock_class(connection, class_id)
             if crops.lock_image(connection, image.id) == self.detector.version:
-                return 0  # Another run searched it meanwhile.
+                return 0, 0  # Another run searched it meanwhile.
             stored = crops.image_crops(connection, image.id)
             # A newer detector's boxes take over the crops at their places, and with them who they are.
             pairs = dict(match_boxes(_boxes(faces), np.array([c.face.box for c in stored]).reshape(-1, 4)))
+            known = {index: stored[pair].id for index, pair in pairs.items()}
+            still_there = {old.crop.id for old in crops.earlier_crops(connection, image.id)}
+            moved = {
+                index: old.crop for index, old in carried.items() if index not in known and old.crop.id in still_there
+            }
+            crops.move_crops(connection, [crop.id for crop in moved.values()], image.id)
+            known |= {index: crop.id for index, crop in moved.items()}
             for index, (face, path) in enumerate(zip(faces, paths, strict=True)):
                 quality = {"sharpness": _sharpness(pixels, face), "yaw": yaw_degrees(face.landmarks)}
-                if index in pairs:
-                    crop_id = stored[pairs[index]].id
+                if index in known:
+                    crop_id = known[index]
                     crops.update_crop(connection, crop_id, face, path, **quality)
                     embedding_tables.delete_embeddings(connection, crop_id)
                 else:
@@ -117,10 +141,29 @@ class DetectionService:
             unseen = [crop.id for index, crop in enumerate(stored) if index not in matched]
             kept = crops.delete_crops_without_decisions(connection, unseen)
             crops.mark_searched(connection, image.id, self.detector.version)
-        for old in {crop.crop_path for crop in stored} - {crop.crop_path for crop in kept} - set(paths):
-            if old is not None:
-                store.delete_crop(old)
-        return len(faces) - len(pairs)
+        before = {crop.crop_path for crop in (*stored, *moved.values())}
+        for unused in before - {crop.crop_path for crop in kept} - set(paths):
+            if unused is not None:
+                store.delete_crop(unused)
+        return len(faces) - len(known), len(moved)
+
+    def _found_again(
+        self, store: PhotoStore, earlier: list[EarlierCrop], pixels: NDArray[np.uint8], faces: list[DetectedFace]
+    ) -> dict[int, EarlierCrop]:
+        """Index of a face -> the earlier crop that shows it in the same picture, as far as pictures are kept."""
+        pictured: list[tuple[EarlierCrop, EarlierFace]] = []
+        for old in earlier:
+            path = old.crop.crop_path
+            if path is None:
+                continue
+            try:
+                picture = read_photo(store.read_crop(path), path, self.settings.max_megapixels).pixels
+            except (PhotoError, PhotoStoreError):
+                continue  # Gone, and so is the photo it was cut out of: what was said of it is told as left behind.
+            box_size, photo_size = (old.crop.width, old.crop.height), (old.width, old.height)
+            pictured.append((old, EarlierFace(picture, box_size, photo_size, old.spoken_of)))
+        pairs = faces_found_again([face for _, face in pictured], pixels, faces)
+        return {index: pictured[pair][0] for index, pair in pairs}
 
     def _restore_crops(self, store: PhotoStore, key: SessionKey, session_id: int) -> int:
         """Write the crops' files anew that somebody has deleted; returns how many."""

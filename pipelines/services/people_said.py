@@ -6,8 +6,11 @@ from datetime import datetime
 from functools import lru_cache
 
 from pipelines.database.decisions import ENROLMENT
-from pipelines.database.review import StudentWord, TakenBack
+from pipelines.database.review import AppliedPlan, AttendanceWord, StudentWord, TakenBack
 from pipelines.database.students import StudentState
+
+# Of what does not count any more, so many are told in full: more explain nothing.
+_TOLD = 3
 
 
 @lru_cache(maxsize=10_000)  # a review of a hundred sessions asks 100,000 times about its hundred names
@@ -19,7 +22,7 @@ def isolated(name: str) -> str:
 
 
 def label(student_id: int, name: str, provisional: bool) -> str:
-    """What a student is called in text: one without a name by the number, which stays when others are named."""
+    """What a student is called in text: one without a name by the number of their record in the database."""
     return f"Unnamed person {student_id}" if provisional else name
 
 
@@ -95,6 +98,18 @@ class StudentWords:
                 yield f"{self._sentence(split)} {took_back(split.undone_by, split.undone_at, split.undo_reason)}"
                 origin = split.student_id
 
+    def student_called(self, name: str, at: datetime) -> int | None:
+        """The student of today who was called so at a time, or whom that one was merged into; None where they are gone."""
+        names = {student_id: original.name for student_id, original in self.originals.items()}
+        for word in self.words:
+            counted = word.decided_at <= at and (word.undone_at is None or word.undone_at > at)
+            if counted and word.kind == "merge" and word.other_student_id is not None:
+                names.pop(word.student_id, None)
+            if counted and word.kind in ("rename", "merge") and word.new_name:
+                names[word.other_student_id or word.student_id] = word.new_name
+        student_id = next((i for i, called in names.items() if called == name and i in self.states), None)
+        return None if student_id is None else self.states[student_id].merged_into or student_id
+
     def _about(self, word: StudentWord) -> set[int]:
         """The students of today whom the word is about."""
         ids = {i for i in (word.student_id, word.other_student_id) if i is not None and i in self.states}
@@ -131,16 +146,60 @@ class StudentWords:
         return f"On {word.decided_at:%Y-%m-%d} {by_whom(word.decided_by)} {what}{for_reason(word.reason)}"
 
 
-def taken_back_sentence(word: TakenBack, name: str) -> str:
-    """What was said of a face, or of a student in a session, and does not count any more. name: the student's."""
-    what = {
-        "not_this_student": f"that this is not {name}",
-        "not_a_face": "that this is no face",
-        "unassign": "that this is to have no name",
-        "attendance": "that the photos count" if word.status is None else f"“{word.status}” by hand",
-    }.get(word.kind, f"that this is {name}")
-    verb = "set" if word.kind == "attendance" and word.status is not None else "said"
+NO_NAME = "this is to have no name"
+
+
+def _said_of_face(kind: str, name: str) -> str:
+    return {"not_this_student": f"this is not {name}", "not_a_face": "this is no face", "unassign": NO_NAME}.get(
+        kind, f"this is {name}"
+    )
+
+
+def _attendance(word: AttendanceWord) -> str:
+    if word.status is None:
+        what = f"said on {word.decided_at:%Y-%m-%d} that the photos count"
+    else:
+        what = f"set “{word.status}” by hand on {word.decided_at:%Y-%m-%d}"
+    return f"{by_whom(word.decided_by)} {what}{for_reason(word.reason)}"
+
+
+def attendance_sentences(words: Sequence[AttendanceWord], *, before: bool) -> list[str]:
+    """What a student was set to in a session, the oldest first, no more than the last three.
+
+    before: something later counts.
+    """
+    return [f"{'Before that ' if before else ''}{_attendance(word)}" for word in words[-_TOLD:]]
+
+
+def taken_back_sentences(words: Sequence[tuple[TakenBack, str]]) -> list[str]:
+    """What was said of a face, or of a student in a session, and does not count any more: how much, and the last of it.
+
+    words: each with the name of the student whom it is about, the oldest first.
+    """
+    earlier = len(words) - _TOLD
+    told = [_taken_back(word, name) for word, name in words[-_TOLD:]]
+    if earlier <= 0:
+        return told
+    return [f"{earlier} earlier {'word was' if earlier == 1 else 'words were'} taken back too.", *told]
+
+
+def _taken_back(word: TakenBack, name: str) -> str:
+    when = f"{word.decided_at:%Y-%m-%d}"
+    if word.kind != "attendance":
+        what = f"said on {when} that {_said_of_face(word.kind, name)}"
+    elif word.status is None:
+        what = f"said on {when} that the photos count"
+    else:
+        what = f"set on {when} “{word.status}” by hand"
     return (
-        f"{by_whom(word.decided_by)} had {verb} on {word.decided_at:%Y-%m-%d} {what}{for_reason(word.reason)} "
+        f"{by_whom(word.decided_by)} had {what}{for_reason(word.reason)} "
         f"{took_back(word.undone_by, word.undone_at, word.undo_reason)}"
+    )
+
+
+def applied_plan_sentence(plan: AppliedPlan, what: str) -> str:
+    """Who has applied a plan of clustering the class anew, when and why, and what that has done."""
+    return (
+        f"{by_whom(plan.applied_by)} applied reclustering plan {plan.id} on {plan.applied_at:%Y-%m-%d}, which {what}"
+        f"{for_reason(plan.reason)}"
     )

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
@@ -10,9 +10,16 @@ import numpy as np
 from psycopg import Connection
 from pydantic import BaseModel, Field
 
-from pipelines.database import calibrations, catalog, crops, decisions, review, students
+from pipelines.database import attendance, calibrations, catalog, crops, decisions, review, students
+from pipelines.database.review import (
+    AppliedPlan,
+    AttendanceWord,
+    ReviewedFace,
+    ReviewedPhoto,
+    ReviewedStudent,
+    TakenBack,
+)
 from pipelines.database.review import Rejection as StoredRejection
-from pipelines.database.review import ReviewedFace, ReviewedPhoto, ReviewedStudent, TakenBack
 from pipelines.errors import ParameterError
 from pipelines.faces.similarity import cosine_similarity_matrix
 from pipelines.partitions import SessionKey
@@ -20,7 +27,17 @@ from pipelines.resources.database import read_one_state
 from pipelines.resources.embedding.registry import ModelSpec
 from pipelines.services.attendance import Register, read_register
 from pipelines.services.context import ServiceContext
-from pipelines.services.people_said import StudentWords, by_whom, for_reason, isolated, label, taken_back_sentence
+from pipelines.services.people_said import (
+    NO_NAME,
+    StudentWords,
+    applied_plan_sentence,
+    attendance_sentences,
+    by_whom,
+    for_reason,
+    isolated,
+    label,
+    taken_back_sentences,
+)
 from pipelines.services.thresholds import class_spec
 
 FaceState = Literal["sure", "unsure", "unknown", "visitor", "not_a_face"]
@@ -28,6 +45,8 @@ Status = Literal["present", "absent", "unsure", "excused", "unknown", "visitor"]
 
 # Students who are proposed for an unknown person.
 _PROPOSALS = 2
+# Of the faces that were taken from a student who has none, so many of other sessions are told of.
+_TOLD = 3
 
 
 class Decider(BaseModel):
@@ -55,6 +74,15 @@ class Rejection(BaseModel):
     similarity: float | None = None
 
 
+class Found(BaseModel):
+    """Whom a run took a face for, where people say something else. similarity: calibrated, where it was compared."""
+
+    student_id: int
+    in_doubt: bool
+    similarity: float | None
+    at: datetime | None
+
+
 class Face(BaseModel):
     """A face in a photo: `unsure` has a candidate as its student; `unknown` nobody, or one whom nobody has named."""
 
@@ -71,9 +99,10 @@ class Face(BaseModel):
     runner_up_cosine_similarity: float | None
     decider: Decider | None = Field(description="None before any run.")
     rejections: list[Rejection] = Field(description="Students of whom a person has said that this is not their face.")
-    found_id: int | None = Field(default=None, description="Whom a run took it for, where people say something else.")
+    found: Found | None = None
     history: list[str] = Field(
-        default=[], description="What people have said of the group that the face is of, and what was undone."
+        default=[],
+        description="What people have said of the group that the face is of, what was undone, and which plans moved it.",
     )
     unusable_reasons: list[str]
     crop_path: str | None = Field(exclude=True, description="For `PhotoStore.read_crop`.")
@@ -187,17 +216,18 @@ class Mark(BaseModel):
 class Cell(BaseModel):
     """A student in a session: the status, and what it rests on.
 
-    by_photos: what the photos alone say. crop_ids: faces that show the student; doubtful_ids: faces that may (they are in
-    doubt, and the student is the candidate or the runner-up). nearest_id: where the photos say "absent", the face that was
-    compared with the student and came nearest, as far as stored. risk: the probability that an automatic "present" is
-    somebody else, by its surest face, for faces of one person in one session are no independent witnesses; None for all
-    other cells, and where no similarity is known. why: plain sentences.
+    by_photos: what the photos alone say; None where no run has judged any photo of the session. crop_ids: faces that show
+    the student; doubtful_ids: faces that may (they are in doubt, and the student is the candidate or the runner-up).
+    nearest_id: where the photos say "absent", the face that was compared with the student and came nearest, as far as
+    stored and not set aside by a person. risk: the probability that an automatic "present" is somebody else, by its surest
+    face, for faces of one person in one session are no independent witnesses; None for all other cells, and where no
+    similarity is known. why: plain sentences.
     """
 
     student_id: int
     session_id: int
     status: Status
-    by_photos: Literal["present", "absent", "unsure"]
+    by_photos: Literal["present", "absent", "unsure"] | None
     mark: Mark | None
     crop_ids: list[int]
     doubtful_ids: list[int]
@@ -385,14 +415,51 @@ class _Reader:
                 for student_id in {face.student_id, face.runner_up_id} - {None}:
                     self.doubted[student_id, face.session_id].append(face)  # type: ignore[index]
 
-        self.taken_back_marks: dict[tuple[int, int], TakenBack] = {}
+        # Sessions whose photos a run of this lineage has judged.
+        self.judged = {*attendance.looked_at_sessions(connection, list(self.sessions)).get(model, [])}
+        # Of the cells: what people have set them to, what they have taken back, and which plans have changed them.
+        self.attendance_words: dict[tuple[int, int], list[AttendanceWord]] = defaultdict(list)
+        self.taken_back_marks: dict[tuple[int, int], list[tuple[TakenBack, str]]] = defaultdict(list)
+        self.planned: dict[tuple[int, int], list[str]] = defaultdict(list)
+        # What has taken a face, by its crop's id, from which student: words that were taken back, and plans.
+        self.taken_from: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        self.lost: dict[int, list[Face]] = defaultdict(list)  # see `_add_lost`
         self._add_histories(review.read_origins(connection, class_id, model))
+        self._add_words_of_cells()
+        self._add_plans(review.read_applied_plans(connection, class_id, model))
         self._add_likeness_of_rejected()
-
+        self._add_lost()
         self.shown = {student_id for student_id, _ in self.showing}
         self.said_visitors = self._said_visitors()
         self.likenesses: dict[int, list[_Likeness]] = {}  # of unknown people, once they are asked about
         self.why_unknown: dict[int, list[str]] = {}  # the same in each session
+
+    @cached_property
+    def faces_of(self) -> dict[int, list[Face]]:
+        """The faces that show each student, those of portraits included."""
+        faces_of: dict[int, list[Face]] = defaultdict(list)
+        for (student_id, _), faces in self.showing.items():
+            faces_of[student_id] += faces
+        return faces_of
+
+    @cached_property
+    def known_since(self) -> dict[int, datetime]:
+        """When a run found, or a person said, that the first of the faces that are a student's now is theirs."""
+        return {
+            student_id: min(
+                at
+                for face in faces
+                for found in [face.found.at if face.found and face.found.student_id == student_id else None]
+                for at in [found or (face.decider.at if face.decider else None) or datetime.min.replace(tzinfo=UTC)]
+            )
+            for student_id, faces in self.faces_of.items()
+        }
+
+    @cached_property
+    def place_of(self) -> dict[int, tuple[Photo, int]]:
+        """The photo of each crop, and which of its faces it is, counted from 1 at the left."""
+        photos = (*self.portraits, *(photo for shown in self.photos.values() for photo in shown))
+        return {face.crop_id: (photo, number) for photo in photos for number, face in enumerate(photo.faces, start=1)}
 
     def _called(self, student_id: int) -> str:
         """The student in a sentence."""
@@ -417,14 +484,68 @@ class _Reader:
                 face.history = ways[origin, face.student_id]
             elif face.decider.by == "cluster":
                 face.history = in_force(face.student_id)
+        of_faces: dict[int, list[tuple[TakenBack, str]]] = defaultdict(list)
         for word in review.read_taken_back(self.connection, self.class_id):
+            name = self._called(word.student_id) if word.student_id in self.people else "somebody"
             if word.crop_id is None:
-                self.taken_back_marks[word.student_id or 0, word.session_id or 0] = word
-                continue
-            about = self.faces.get(word.crop_id)
-            if about is not None and (about.decider is None or about.decider.by != "person"):
-                name = self._called(word.student_id) if word.student_id in self.people else "somebody"
-                about.history = [*about.history, taken_back_sentence(word, name)]
+                self.taken_back_marks[word.student_id or 0, word.session_id or 0].append((word, name))
+            elif word.crop_id in self.faces:
+                of_faces[word.crop_id].append((word, name))
+        for crop_id, words in of_faces.items():
+            self.faces[crop_id].history = [*self.faces[crop_id].history, *taken_back_sentences(words)]
+            # Of each student the last word: a person may have said and taken back the same ten times.
+            given = {w.student_id: (w, name) for w, name in words if w.kind in ("confirm", "assign") and w.student_id}
+            for student_id, last in given.items():
+                self.taken_from[crop_id] += [(student_id, sentence) for sentence in taken_back_sentences([last])]
+
+    def _add_words_of_cells(self) -> None:
+        """Have cells tell what people have set them to, the last of which counts."""
+        for word in review.read_attendance_words(self.connection, self.class_id):
+            self.attendance_words[word.student_id, word.session_id].append(word)
+
+    def _add_lost(self) -> None:
+        """The faces of each student that do not show them because of what a person has said or done."""
+        for face in self.faces.values():
+            losers = {*face.rejected_ids, *(student_id for student_id, _ in self.taken_from.get(face.crop_id, []))}
+            if face.found is not None:
+                losers.add(face.found.student_id)
+            for student_id in losers - {face.student_id}:
+                self.lost[student_id].append(face)
+
+    def _add_plans(self, plans: Iterable[AppliedPlan]) -> None:
+        """Have faces and cells tell which plans of clustering the class anew have changed them."""
+        session_ids = {name: session_id for session_id, (name, _) in self.sessions.items()}
+        for plan in plans:
+            student_called = cache(lambda name, at=plan.applied_at: self.words.student_called(name, at))
+            for moved in plan.moved:
+                face = self.faces.get(moved["crop_id"])
+                old, new = (
+                    None if name is None else student_called(name) or 0
+                    for name in (moved["old_student"], moved["new_student"])
+                )
+                if face is None or old is new is None:
+                    continue
+                sentence = applied_plan_sentence(plan, self._moved(moved, old, new))
+                if face.decider is None or face.decider.by != "person":
+                    face.history = [*face.history, sentence]
+                if old is not None:
+                    self.taken_from[face.crop_id].append((old, sentence))
+            for cell in plan.attendance:
+                before = f"from “{cell['old_status']}”" if cell["old_status"] else "where nothing stood before"
+                place = student_called(cell["student"]) or 0, session_ids.get(cell["session"], 0)
+                if cell["new_status"]:
+                    self.planned[place].append(
+                        applied_plan_sentence(plan, f"made this “{cell['new_status']}” {before}")
+                    )
+
+    def _moved(self, moved: Mapping[str, str | None], old: int | None, new: int | None) -> str:
+        """What a plan has done to a face that another student had; 0: somebody who is gone."""
+        was, now = (self._called(i) if i in self.people else "somebody who is in no list any more" for i in (old, new))
+        in_doubt = moved["new_state"] == "needs_review"
+        if moved["old_student"] == moved["new_student"]:
+            return f"{'left it in doubt whether' if in_doubt else 'settled that'} this face shows {now}"
+        given = "gave it to nobody" if new is None else f"gave it to {now}{', in doubt' if in_doubt else ''}"
+        return f"found this face with nobody and {given}" if old is None else f"took this face from {was} and {given}"
 
     def _add_likeness_of_rejected(self) -> None:
         """How alike a face is to a student whom it does not show, as a person has said: no run tells it any more."""
@@ -550,7 +671,14 @@ class _Reader:
                 Rejection(student_id=r.student_id, said=_person(r.decided_by, r.decided_at, r.decision_id, r.reason))
                 for r in rejected
             ],
-            found_id=row.found_id,
+            found=None
+            if row.found_id is None
+            else Found(
+                student_id=row.found_id,
+                in_doubt=row.found_state == "needs_review",
+                similarity=row.found_similarity if row.found_by == "knn" else None,
+                at=row.found_at,
+            ),
             unusable_reasons=row.unusable_reasons,
             crop_path=row.crop_path,
         )
@@ -589,8 +717,14 @@ class _Reader:
         candidate = any(face.student_id == student_id for face in doubted)
         said = self.register.marks.get((self.people[student_id].name, self.sessions[session_id][0]))
         risks = [face.risk for face in showing if face.risk is not None]
-        by_photos: Literal["present", "absent", "unsure"] = (
-            "present" if showing else "unsure" if candidate else "absent"
+        by_photos: Literal["present", "absent", "unsure"] | None = (
+            "present"
+            if showing
+            else "unsure"
+            if candidate
+            else "absent"
+            if session_id in self.judged and self._usable(session_id)
+            else None
         )
         nearest = self.nearest.get(place) if by_photos == "absent" else None
         mark = None
@@ -611,23 +745,31 @@ class _Reader:
             why=[],
         )
 
+    def _usable(self, session_id: int) -> list[Photo]:
+        """The session's photos but for those that cannot be used."""
+        return [photo for photo in self.photos.get(session_id, []) if photo.refused_reason is None]
+
     def _why(self, cell: Cell) -> list[str]:
         """The cell in plain sentences; those about single faces are `explain_face`."""
         person = self.people[cell.student_id]
         showing = [self.faces[crop_id] for crop_id in cell.crop_ids]
         doubted = [self.faces[crop_id] for crop_id in cell.doubtful_ids]
         name = self._called(person.id)
-        photos = [photo for photo in self.photos.get(cell.session_id, []) if photo.refused_reason is None]
+        photos = self._usable(cell.session_id)
+        place = cell.student_id, cell.session_id
         shown_in = len({face.image_id for face in showing})
         sentences = []
         if cell.mark is not None:
             note = f" ({cell.mark.note})" if cell.mark.note else ""
             sentences.append(
                 f"{isolated(cell.mark.decided_by)} set “{cell.status}” by hand on {cell.mark.decided_at:%Y-%m-%d}{note}; "
-                f"nothing automatic changes that. The photos alone say “{cell.by_photos}”."
+                "nothing automatic changes that."
+                + (f" The photos alone say “{cell.by_photos}”." if cell.by_photos is not None else "")
             )
-        elif taken_back := self.taken_back_marks.get((cell.student_id, cell.session_id)):
-            sentences.append(taken_back_sentence(taken_back, name))
+        words = self.attendance_words.get(place, [])
+        sentences += attendance_sentences(words[:-1] if cell.mark else words, before=cell.mark is not None)
+        sentences += taken_back_sentences(self.taken_back_marks.get(place, []))
+        sentences += self.planned.get(place, [])
         if person.hidden:
             sentences.append(_said(self.said_visitors.get(person.id), f"{name} is a visitor"))
             sentences.append("A visitor is in no register.")
@@ -639,11 +781,13 @@ class _Reader:
                 f"{'shows' if len(showing) == 1 else 'show'} {who}."
             )
         elif not photos:
-            sentences.append("This session has no photo that can be used.")
+            sentences.append("This session has no photo that can be used: there was none to judge by.")
+        elif cell.by_photos is None:
+            sentences.append("No run has judged this session's photos yet.")
         elif cell.by_photos == "absent":
             faces = sum(len(photo.faces) for photo in photos)
             sentences.append(
-                f"None of the {_many(faces, 'face')} in {_many(len(photos), 'photo')} was taken for {name}."
+                f"None of the {_many(faces, 'face')} in {_many(len(photos), 'photo')} is taken for {name}."
             )
             sentences += self._why_absent(cell, name, [face for photo in photos for face in photo.faces])
         candidates = [face for face in doubted if face.student_id == cell.student_id]
@@ -664,63 +808,146 @@ class _Reader:
         return sentences
 
     def _why_absent(self, cell: Cell, name: str, faces: Sequence[Face]) -> Iterator[str]:
+        nearest = None if cell.nearest_id is None else self.faces[cell.nearest_id]
+        lost = [face for face in self.lost.get(cell.student_id, []) if face.session_id == cell.session_id]
+        said = [(face, *words) for face in lost for words in self._lost(face, cell.student_id)]
         if cell.student_id not in self.shown:
-            yield f"No face of {name} is known yet, so that no photo can show them: add a portrait or name a face."
-        elif cell.nearest_id is None:
-            # One that a decision has left open is "knn" too, and no run has compared it since.
-            compared = sum(
-                face.decider is not None
-                and face.decider.by == "knn"
-                and (face.cosine_similarity is not None or face.runner_up_id is not None)
-                for face in faces
-            )
-            yield (
-                f"Of the {_many(compared, 'face')} that were compared with the known faces, none has {name} among the two "
-                "students whom it is most like; only these two are kept."
-            )
+            yield from self._why_no_face(cell, name)
+        elif nearest is None:
+            yield from self._none_near(cell.student_id, name, faces)
         else:
-            face = self.faces[cell.nearest_id]
-            who = self._called(face.student_id) if face.student_id is not None else None
+            spoken_of = lost or any(face.decider is not None and face.decider.by == "person" for face in faces)
+            who = self._called(nearest.student_id) if nearest.student_id is not None else None
             became = "It shows nobody known." if who is None else f"It was taken for {who}."
-            if face.state == "unsure":
+            if nearest.state == "unsure":
                 became = f"It is in doubt whether it shows {who}."
             yield (
-                f"Most like {name} is {self._place(face)}: similarity "
-                f"{_beside_limit(face.runner_up_similarity or 0, self.threshold)}. {became}"
+                f"{'Of the faces of which nobody has said who they are, most' if spoken_of else 'Most'} like {name}, as far "
+                f"as figures are kept, is {self._place(nearest, cell.session_id)}: similarity "
+                f"{_beside_limit(nearest.runner_up_similarity or 0, self.threshold)}. {became}"
             )
-        for unknown_id, likenesses in self.likenesses.items():
-            if (unknown_id, cell.session_id) not in self.showing:
-                continue
-            likest = next((likeness for likeness in likenesses if likeness.obstacle is None), None)
-            if likest and likest.student_id == cell.student_id:
-                similarity = self.spec.calibrated(likest.cosine_similarity)
-                yield (
-                    f"The unknown person {self._called(unknown_id)} is most like {name}: similarity "
-                    f"{_beside_limit(similarity, self.threshold)}."
-                )
-        yield from self._said_of_absent(cell, name, faces)
-
-    def _said_of_absent(self, cell: Cell, name: str, faces: Sequence[Face]) -> Iterator[str]:
-        """What people have said of a session's faces, and how many are left that may be the student who is absent."""
-        for face in faces:
-            for rejection in face.rejections:
-                if rejection.student_id == cell.student_id:
-                    yield f"Of {self._place(face)}: {_rejected(rejection, name, self.threshold, its='its')}"
-            given_away = face.student_id not in (None, cell.student_id) and face.found_id == cell.student_id
-            if given_away and face.decider is not None and face.decider.by == "person":
-                said = _by_person(face, self._called(face.student_id or 0))
-                yield f"Of {self._place(face)}: it was taken for {name} at first. {said}"
+        yield from self._unknown_alike(cell, name)
+        best = max((similarity or 0 for _, similarity, _ in said), default=0)
+        # Where no figure is kept to compare it with, only one that would have been enough is called so.
+        better = best > (nearest.runner_up_similarity or 0) if nearest else best >= self.threshold
+        for rank, (face, _, sentence) in enumerate(sorted(said, key=lambda words: -(words[1] or 0))):
+            lead = "The best match was set aside. " if better and rank == 0 else ""
+            yield f"{lead}Of {self._place(face, cell.session_id)}: {sentence}"
         set_aside = [f for f in faces if f.student_id is None and f.decider is not None and f.decider.by == "person"]
+        told = {face.crop_id for face, _, _ in said}
         for face in set_aside:
-            yield f"Of {self._place(face)}: {_by_person(face, name)}"
+            if face.crop_id not in told:
+                yield f"Of {self._place(face, cell.session_id)}: {_by_person(face, name)}"
         if unknown := sum(face.state == "unknown" for face in faces if face not in set_aside):
             yield f"{_many(unknown, 'other face' if set_aside else 'face')} of this session {'shows' if unknown == 1 else 'show'} nobody known."
 
-    def _place(self, face: Face) -> str:
-        """Where a face of a session is, in words."""
-        (photo,) = [photo for photo in self.photos[face.session_id] if photo.image_id == face.image_id]
-        number = [other.crop_id for other in photo.faces].index(face.crop_id) + 1
-        return f"face {number} from the left in {photo.file_name}"
+    def _why_no_face(self, cell: Cell, name: str) -> Iterator[str]:
+        """That no face of an absent student is known, and where there were some, who has taken them."""
+        lost = self.lost.get(cell.student_id, [])
+        now = "now" if lost or self.words.history(cell.student_id) else "yet"
+        yield f"No face of {name} is known {now}, so that no photo can show them: add a portrait or name a face."
+        elsewhere = [
+            f"Of {self._place(face, cell.session_id)}: {sentence}"
+            for face in lost
+            if face.session_id != cell.session_id
+            for _, sentence in self._lost(face, cell.student_id)
+        ]
+        yield from elsewhere[:_TOLD]
+        more = len(elsewhere) - _TOLD
+        if more > 0:
+            yield f"In other sessions {_many(more, 'more word')} of this kind {'was' if more == 1 else 'were'} said."
+
+    def _none_near(self, student_id: int, name: str, faces: Sequence[Face]) -> Iterator[str]:
+        """That no face has the student as one of the two whom it is most like, as far as it was compared with them."""
+        known_since = self.known_since[student_id]
+        # One that a decision has left open is "knn" too, and no run has compared it since.
+        compared = [
+            face.decider.at is None or face.decider.at >= known_since
+            for face in faces
+            if face.decider is not None and face.decider.by == "knn"
+            if face.cosine_similarity is not None or face.runner_up_id is not None
+        ]
+        older = compared.count(False)
+        if older:
+            yield (
+                f"{_many(older, 'face')} that {'was' if older == 1 else 'were'} compared with the known faces "
+                f"{'shows' if older == 1 else 'show'} whom {'it' if older == 1 else 'they'} did before any face that is "
+                f"{name}'s now became so, on {known_since:%Y-%m-%d}: no figure with {name} is kept."
+            )
+        if any(compared) or not older:
+            since = len(compared) - older
+            yield (
+                f"Of the {_many(since, 'face')} that {'was' if since == 1 else 'were'} compared with the known "
+                f"faces{' since' if older else ''}, none has {name} among the two students whom it is most like; only these two are kept."
+            )
+
+    def _unknown_alike(self, cell: Cell, name: str) -> Iterator[str]:
+        """Which unknown people of the session may be the absent student, and what speaks against it."""
+        for unknown_id, likenesses in self.likenesses.items():
+            if (unknown_id, cell.session_id) not in self.showing:
+                continue
+            who = f"The unknown person {self._called(unknown_id)}"
+            for likeness in likenesses:
+                similarity = self.spec.calibrated(likeness.cosine_similarity)
+                if likeness.obstacle is None:
+                    if likeness.student_id == cell.student_id:
+                        yield f"{who} is most like {name}: similarity {_beside_limit(similarity, self.threshold)}."
+                    break
+                if likeness.student_id == cell.student_id and similarity >= self.threshold:
+                    yield (
+                        f"{who} is alike enough to {name}, similarity {_beside_limit(similarity, self.threshold)}, but "
+                        f"{self._against(unknown_id, likeness)}."
+                    )
+
+    def _lost(self, face: Face, student_id: int) -> Iterator[tuple[float | None, str]]:
+        """How alike a face is to a student whom it does not show, and in words what has taken it from them."""
+        name = self._called(student_id)
+        for rejection in face.rejections:
+            if rejection.student_id == student_id:
+                yield rejection.similarity, _rejected(rejection, name, self.threshold, its="its")
+        found = face.found
+        by_person = face.decider is not None and face.decider.by == "person"
+        if found is not None and found.student_id == student_id and by_person:
+            similarity = "" if found.similarity is None else f", similarity {found.similarity:.2f}"
+            taken = (
+                f"it was in doubt whether it shows {name}" if found.in_doubt else f"it was taken for {name} at first"
+            )
+            yield found.similarity, f"{taken}{similarity}. {_by_person(face, self._name_of(face))}"
+        for taken_from, sentence in self.taken_from.get(face.crop_id, []):
+            if taken_from == student_id:
+                yield None, sentence
+
+    def _name_of(self, face: Face) -> str:
+        return "nobody" if face.student_id is None else self._called(face.student_id)
+
+    def _place(self, face: Face, session_id: int | None = None) -> str:
+        """Where a face is, in words, without the session where it is this one."""
+        photo, number = self.place_of[face.crop_id]
+        place = f"face {number} from the left in {photo.file_name}"
+        if face.crop_id in self.portrait_faces:
+            return f"{place}, a portrait"
+        return place if face.session_id == session_id else f"{place} of {self.sessions[face.session_id][0]}"
+
+    def _against(self, unknown_id: int, likeness: _Likeness) -> str:
+        """What speaks against that an unknown person is a student, and of which face or photo it does."""
+        name = self._called(likeness.student_id)
+        of_person = [face for face in self.faces_of[unknown_id] if face.crop_id not in self.portrait_faces]
+        if likeness.obstacle == "beside":
+            photo = next(
+                photo
+                for photo, _ in (self.place_of[face.crop_id] for face in of_person)
+                if any((other.student_id, other.state) == (likeness.student_id, "sure") for other in photo.faces)
+            )
+            return f"{photo.file_name} of {self.sessions[photo.session_id][0]} shows {name} beside this person"
+        spoken_of = [(f, r) for f in of_person for r in f.rejections if r.student_id == likeness.student_id]
+        face, rejection = spoken_of[0]
+        said = _said(rejection.said, f"this is not {name}").removesuffix(".")
+        text = f"of {self._place(face)} {said}"
+        if more := len(spoken_of) - 1:
+            text += f"; so it was said of {_many(more, 'more face')}"
+        if others := len(of_person) - len(spoken_of):
+            text += f"; {_many(others, 'other face')} of this person {'belongs' if others == 1 else 'belong'} with it"
+        return text
 
     def _why_unknown(self, student_id: int) -> Iterator[str]:
         """Why an unknown person is none of the named students: who comes nearest now, and what speaks against it."""
@@ -738,17 +965,10 @@ class _Reader:
                 return
             if similarity >= self.threshold:
                 alike = True
-                against = f"a photo shows {name} beside this person"
-                if likeness.obstacle == "rejected":
-                    rejection = next(
-                        r
-                        for face in self.faces.values()
-                        if face.student_id == student_id
-                        for r in face.rejections
-                        if r.student_id == likeness.student_id
-                    )
-                    against = _said(rejection.said, f"this is not {name}").removesuffix(".")
-                yield f"{name} is alike enough, similarity {_beside_limit(similarity, self.threshold)}, but {against}."
+                yield (
+                    f"{name} is alike enough, similarity {_beside_limit(similarity, self.threshold)}, but "
+                    f"{self._against(student_id, likeness)}."
+                )
         if likenesses and not alike:
             yield (
                 "No named student is alike enough; besides, a photo shows each of them beside this person, or somebody has "
@@ -767,12 +987,9 @@ class _Reader:
         statuses: dict[int, list[str]] = defaultdict(list)
         for cell in cells:
             statuses[cell.student_id].append(cell.status)
-        faces_of: dict[int, list[Face]] = defaultdict(list)
-        for (student_id, _), faces in self.showing.items():
-            faces_of[student_id] += faces
         found = []
         for person in listed:
-            of_person = faces_of[person.id]
+            of_person = self.faces_of.get(person.id, [])
             portraits = [face.crop_id for face in of_person if face.crop_id in self.portrait_faces]
             counted = [status for status in statuses[person.id] if status in ("present", "absent", "unsure")]
             found.append(
@@ -859,20 +1076,26 @@ class _Reader:
             set_aside=self._set_aside(faces, best.similarity),
         )
 
-    def _set_aside(self, faces: Iterable[Face], similarity: float | None) -> list[str]:
+    def _set_aside(self, faces: Sequence[Face], similarity: float | None) -> list[str]:
         """Whom people have said that the faces do not show; similarity: of the first candidate."""
-        nearest: dict[int, Rejection] = {}
-        for rejection in (rejection for face in faces for rejection in face.rejections):
+        nearest: dict[int, tuple[Face, Rejection]] = {}
+        for shown, rejection in ((face, rejection) for face in faces for rejection in face.rejections):
             before = nearest.get(rejection.student_id)
-            if before is None or (rejection.similarity or 0) > (before.similarity or 0):
-                nearest[rejection.student_id] = rejection
-        best = max((rejection.similarity or 0 for rejection in nearest.values()), default=0)
-        return [
-            f"{'The best match' if (rejection.similarity or 0) == best > (similarity or 0) else 'Also'} was set aside by a "
-            f"person. {_rejected(rejection, self._called(rejection.student_id), self.threshold)}"
-            for rejection in sorted(nearest.values(), key=lambda r: -(r.similarity or 0))
-            if rejection.student_id in self.people
-        ]
+            if before is None or (rejection.similarity or 0) > (before[1].similarity or 0):
+                nearest[rejection.student_id] = shown, rejection
+        best = max((rejection.similarity or 0 for _, rejection in nearest.values()), default=0)
+        sentences = []
+        for face, rejection in sorted(nearest.values(), key=lambda said: -(said[1].similarity or 0)):
+            if rejection.student_id not in self.people:
+                continue
+            name = self._called(rejection.student_id)
+            told = _rejected(rejection, name, self.threshold)
+            if len(faces) > 1:  # the others were not spoken of
+                told = f"Of {self._place(face)}: {_rejected(rejection, name, self.threshold, its='its')}"
+            enough = self.threshold if similarity is None else similarity
+            is_best = rejection.similarity is not None and rejection.similarity == best > enough
+            sentences.append(f"{'The best match' if is_best else 'Also'} was set aside by a person. {told}")
+        return sentences
 
     def _who(self, cells: Mapping[tuple[int, int], Cell], known: Mapping[int, StudentReview]) -> list[Question]:
         unknown = [
@@ -978,7 +1201,7 @@ def explain_face(found: Review, face: Face) -> str:
         return "This model has not looked at the face yet."
     name = found.names_in_sentences.get(face.student_id or 0, "somebody else")
     if face.decider.by == "person":
-        return _by_person(face, name)
+        return " ".join([_by_person(face, name), *face.history])
     if face.student_id is None:
         sentences = _why_nobody(found, face)
     elif face.decider.by == "cluster":
@@ -1017,7 +1240,7 @@ def _comparison(found: Review, face: Face, name: str) -> str:
     if face.similarity is not None:
         text += f": similarity to {name} {_beside_limit(face.similarity, found.threshold)}"
     if face.runner_up_id not in names or face.runner_up_similarity is None:
-        return f"{text}; nobody else comes near."
+        return f"{text}; of nobody else a figure is kept."
     behind = face.margin is not None and face.margin < 0
     text += (
         f"; {'more alike is' if behind else 'next comes'} {names[face.runner_up_id]}, {face.runner_up_similarity:.2f}"
@@ -1079,7 +1302,7 @@ def _by_person(face: Face, name: str) -> str:
         return f"The portrait of {name}, by the name of its file."
     what = {
         "not_a_face": "this is no face",
-        "unknown": f"this is {name}" if face.student_id else "this is nobody of the class",
+        "unknown": f"this is {name}" if face.student_id else NO_NAME,
         "visitor": f"this is {name}, a visitor",
     }.get(face.state, f"this is {name}")
     return _said(decider, what)

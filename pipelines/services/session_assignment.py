@@ -179,6 +179,11 @@ class _SessionRun:
         )
         self.gallery: list[GalleryCrop] = [gallery[crop_id] for crop_id in gallery_ids]
         self.hidden = {g.student_id for g in self.gallery if g.hidden}
+        # Crops of students whom a person has named, or made visitors, and whom no other session shows: what a person has
+        # said is with these crops alone, and is lost where an unknown person of another session takes them over.
+        self.nameless = catalog.nameless_student_ids(connection, class_id)
+        others = self.nameless | {g.student_id for g in self.gallery}
+        self.only_here = {crop_id for crop_id, owner in self.prior.items() if owner not in others}
         self.portrayed = decisions.read_portrayed(connection, class_id)
 
         self.decided: dict[int, Assignment] = {
@@ -237,6 +242,8 @@ class _SessionRun:
         for row, link in enumerate(probes):
             # Whom one of the link does not show, none of it does.
             rejected = set().union(*(self.rejected[crop_id] for crop_id in link))
+            if absorb and not self.only_here.isdisjoint(link):
+                rejected |= self.nameless
             similarity[row, np.isin(known.students, list(rejected))] = -np.inf
         photos = [[self.photo[crop_id] for crop_id in link] for link in probes]
         taken = {photo: self.students_in_photo(photo) for photo in set().union(*photos)}

@@ -65,13 +65,35 @@ def refresh_students(connection: Connection, class_id: int) -> set[int]:
     Raises ConflictError where two students would have one name: somebody else has the name by now.
     """
     current, originals = students.read_states(connection, class_id)
-    states = derive_states(originals, decisions.read_student_decisions(connection, class_id))
+    said = decisions.read_student_decisions(connection, class_id)
+    states = derive_states(originals, said)
     names = Counter(state.name for state in states.values() if state.merged_into is None)
     for name, count in names.items():
         if count > 1:
             holders = [i for i, state in states.items() if state.merged_into is None and state.name == name]
             raise ConflictError(
-                f"Two students would be called {name!r} (students {holders[0]} and {holders[1]}): rename one, or merge the two."
+                f"Two students would be called {name!r} (students {holders[0]} and {holders[1]}): "
+                f"{_remedy(name, holders, current, said)}"
             )
     students.write_states(connection, {i: state for i, state in states.items() if state != current[i]})
     return {i for i, state in states.items() if state.merged_into is not None and current[i].merged_into is None}
+
+
+def _remedy(
+    name: str, holders: Iterable[int], current: Mapping[int, StudentState], said: Iterable[StudentDecision]
+) -> str:
+    """Who has the name now, by which decision, and what is to be done for another student to be called so."""
+    holder = next((i for i in holders if current[i].merged_into is None and current[i].name == name), None)
+    if holder is None:
+        return "rename one first."
+    given = [
+        d.id
+        for d in said
+        if d.in_force and d.new_name == name and holder == (d.student_id if d.kind == "rename" else d.other_student_id)
+    ]
+    if not given:
+        return f"student {holder} has the name now. Rename student {holder} first."
+    return (
+        f"decision {given[-1]} has given the name to student {holder}. Undo decision {given[-1]} first, or rename "
+        f"student {holder}."
+    )

@@ -21,6 +21,7 @@ from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import ServiceContext, default_context
 from pipelines.services.decisions import DecisionService
 from pipelines.services.export import EVIDENCE_COLUMNS, report_csv, report_json, report_xlsx
+from pipelines.services.reclustering import ReclusteringConfig, ReclusteringService
 from pipelines.services.report import report_html
 from pipelines.services.review import Review, read_review
 
@@ -188,7 +189,7 @@ def test_every_cell_links_to_its_evidence_in_words(school):
         nearest = [] if cell.nearest_id is None else [cell.nearest_id]
         explained = evidence.count("Compared with the known faces") + evidence.count("Looks like other faces")
         assert explained == len(cell.crop_ids + nearest)
-        assert ("Most alike: " in evidence) == bool(nearest)
+        assert ("Named above as most alike: " in evidence) == bool(nearest)
     assert any(cell.nearest_id is not None for cell in review.cells)
 
 
@@ -556,3 +557,33 @@ def test_it_can_be_read_on_a_phone_and_by_keyboard_in_a_browser(school, open_bro
         page.emulate_media(media="print")
         assert not page.get_by_role("navigation").is_visible()
     assert complaints == []
+
+
+def test_the_legend_says_only_what_holds_of_a_number_and_of_a_face_without_a_name(school):
+    _, page = page_of(school)
+    legend = page.one("legend")
+    assert "The number stays the same" not in legend
+    assert "others who are named do not change it" in legend
+    assert "where entries are merged one of the numbers is left" in legend
+    assert "nobody of the class" not in legend
+    assert "Reclustering plan" in {t for _, t in page.all("dt")}
+
+
+def test_a_cell_that_an_applied_plan_has_changed_names_it_in_the_file(school, database):
+    _, first = school()
+    ids = {student.name: student.student_id for student in first.students}
+    moved = next(s for s in first.students if s.name == SUM).crop_ids[-1]
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET student_id = %s WHERE crop_id = %s", [ids[BOLD], moved])
+    AttendanceService(database, "dlib").register_session(SessionKey("m", "2026-09-14"))
+    service = ReclusteringService()
+    plan = service.plan("m", "dlib", ReclusteringConfig())
+    service.apply(plan.plan_id, "ann", "<i>after</i> the holidays")
+    text, page = page_of(school)
+    assert "<i>after</i>" not in text
+    session_id = first.sessions[1].session_id
+    for name, changed in ((BOLD, "made this “absent” from “present”"), (SUM, "made this “present” from “absent”")):
+        evidence = page.one(f"c{ids[name]}-{session_id}")
+        words = rf"ann applied reclustering plan {plan.plan_id} on [\d-]+, which {changed}: <i>after</i> the holidays\."
+        assert re.search(words, evidence), evidence
+    assert f"took this face from {BOLD} and gave it to {SUM}" in page.one(f"c{ids[BOLD]}-{session_id}")

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.database import calibrations, catalog, crops, students
-from pipelines.errors import AttendanseeError
+from pipelines.errors import AttendanseeError, ConflictError
 from pipelines.partitions import SessionKey
 from pipelines.services.attendance import AttendanceService
 from pipelines.services.context import default_context
+from pipelines.services.decision_log import read_decisions
 from pipelines.services.decisions import DecisionService
+from pipelines.services.reclustering import ReclusteringConfig, ReclusteringService
 from pipelines.services.review import Cell, Face, Question, Review, _beside_limit, explain_face, isolated, read_review
 
 
@@ -100,7 +102,7 @@ def test_every_cell_of_the_register_says_why(school):
     assert f"; Ada is ahead by {face.margin:.3f} (0.010 is needed)." in explain_face(review, face)
     assert "In doubt" not in explain_face(review, face)
     absent = cell_of(review, "Cem", "s1")
-    assert absent.why[0] == "None of the 5 faces in 2 photos was taken for Cem."
+    assert absent.why[0] == "None of the 5 faces in 2 photos is taken for Cem."
     assert "2 faces of this session show nobody known." in absent.why
     assert cell_of(review, eve(review), "s1").status == "unknown"
 
@@ -156,7 +158,7 @@ def test_a_face_without_a_stored_comparison_does_not_say_that_there_was_one(scho
     assert "abcdefgh" not in text
     absent = cell_of(review, "Bob", "s2").why
     assert any(
-        re.match(r"Of face 1 from the left in 0.jpg: its similarity to Bob, 0.\d\d, would be enough, but ann said", w)
+        re.search(r"Of face 1 from the left in 0.jpg: its similarity to Bob, 0.\d\d, would be enough, but ann said", w)
         for w in absent
     )
     assert not any("this is not Cem" in sentence for sentence in cell_of(review, "Cem", "s2").why)
@@ -187,7 +189,7 @@ def test_an_absent_student_says_who_came_nearest(school, database):
     photo, number = review.places[nearer]
     similarity = review.faces()[nearer].runner_up_similarity
     assert (
-        f"Most like Cem is face {number} from the left in {photo.file_name}: similarity {similarity:.2f} (0.58 is needed). "
+        f"Most like Cem, as far as figures are kept, is face {number} from the left in {photo.file_name}: similarity {similarity:.2f} (0.58 is needed). "
         "It was taken for Bob." in cell.why
     )
     assert not any("none has Cem" in sentence for sentence in cell.why)
@@ -201,12 +203,15 @@ def test_an_absent_student_says_what_people_said_of_faces(school):
     DecisionService("ann").unassign(school.crops["s1", 0, "Ada"], "no idea")
     DecisionService("ann").not_a_face([school.crops["s1", 1, "Ada"]])
     review = school()
-    heard = [sentence for sentence in cell_of(review, "Ada", "s1").why if sentence.startswith("Of face ")]
-    assert re.fullmatch(
-        r"Of face \d from the left in 0.jpg: ann said on [\d-]{10} that this is nobody of the class: no idea.", heard[0]
-    )
-    assert re.fullmatch(r"Of face \d from the left in 1.jpg: ann said on [\d-]{10} that this is no face.", heard[1])
-    assert len(heard) == 2
+    words = {0: r"this is to have no name: no idea\.", 1: r"this is no face\."}
+    taken = r"it was taken for Ada at first, similarity 0\.\d\d\. "
+    for name, before in (("Ada", taken), ("Cem", "")):
+        heard = [sentence for sentence in cell_of(review, name, "s1").why if "Of face " in sentence]
+        assert len(heard) == 2
+        for photo, word in words.items():
+            said = rf"Of face \d from the left in {photo}\.jpg: {before}ann said on {DATE} that {word}"
+            assert [bool(re.search(rf"{said}$", sentence)) for sentence in heard].count(True) == 1
+        assert sum(sentence.startswith("The best match was set aside. ") for sentence in heard) == (name == "Ada")
     assert not any(sentence.startswith("Of face ") for sentence in cell_of(review, "Cem", "s2").why)
 
 
@@ -241,12 +246,17 @@ def test_an_unknown_person_says_which_student_is_likest_and_why_it_is_not_that_o
 
     DecisionService("ann").reject(faces[0], student_id(first, "Cem"))
     why = cell_of(school(), unknown, "s1").why
-    assert any(re.match(r"Cem is alike enough, .*, but ann said on [\d-]{10} that this is not Cem\.", w) for w in why)
+    assert any(
+        re.match(r"Cem is alike enough, .*, but of face \d from .* ann said on [\d-]{10} that this is not Cem;", w)
+        for w in why
+    )
     assert not any("Of the named students Cem" in w for w in why)
 
     looks_like(database, faces, portrait["Bob"])
     why = cell_of(school(), unknown, "s1").why
-    assert any(w.startswith("Bob is alike enough") and "a photo shows Bob beside this person" in w for w in why)
+    assert any(
+        w.startswith("Bob is alike enough") and "but 0.jpg of s1 shows Bob beside this person." in w for w in why
+    )
 
 
 def test_a_doubt_says_what_stands_against_the_student(school, database):
@@ -498,7 +508,7 @@ def test_a_mark_in_a_session_without_a_photo_makes_nobody_else_absent(school, da
     DecisionService("ann").mark_attendance(session.id, student_id(first, "Cem"), "present", "saw her")
     review = school()
     assert [c.student_id for c in review.cells if c.session_id == session.id] == [student_id(review, "Cem")]
-    assert "This session has no photo that can be used." in cell_of(review, "Cem", "s3").why
+    assert "This session has no photo that can be used: there was none to judge by." in cell_of(review, "Cem", "s3").why
     register = AttendanceService(database, "dlib").register("m")
     assert register.attendance("s3") == {"Cem": "present"}
     assert "m,s3,,Cem,present,ann,saw her\n" in register.to_csv()
@@ -522,7 +532,10 @@ def test_a_rejected_face_says_who_when_and_why_and_so_does_the_cell_of_whoever_i
         assert re.search(rf"Its {said}", why_face(review, crop_id))
         cell = cell_of(review, "Bob", "s2")
         assert cell.status == "absent"
-        assert any(re.fullmatch(rf"Of face \d from the left in 0.jpg: its {said}", sentence) for sentence in cell.why)
+        assert any(
+            re.fullmatch(rf"(The best match was set aside\. )?Of face \d from the left in 0.jpg: its {said}", sentence)
+            for sentence in cell.why
+        )
         (rejection,) = review.faces()[crop_id].rejections
         assert rejection.similarity is not None
         assert rejection.similarity > review.threshold
@@ -534,7 +547,7 @@ def test_a_face_that_a_person_gave_to_somebody_else_is_told_in_the_cell_of_whom_
     why = cell_of(school(), "Bob", "s2").why
     assert any(
         re.fullmatch(
-            rf"Of face \d from the left in 0.jpg: it was taken for Bob at first. ann said on {DATE} that this is Cem: "
+            rf"The best match was set aside\. Of face \d from the left in 0.jpg: it was taken for Bob at first, similarity 0\.\d\d\. ann said on {DATE} that this is Cem: "
             r"he told me\.",
             sentence,
         )
@@ -674,3 +687,282 @@ def test_the_limit_says_where_it_comes_from(school, database):
                 connection, class_id, "dlib", chosen, adopted_by="ann", reason="tried both", run_id=None
             )
         assert re.fullmatch(rf"{words} ann decided so on {DATE}: tried both\.", school().threshold_origin)
+
+
+def number_of(review: Review, crop_id: int) -> int:
+    return review.places[crop_id][1]
+
+
+@pytest.mark.parametrize("aside", ["taken off", "no face", "given away"])
+def test_the_nearest_face_is_not_called_the_most_alike_where_a_better_one_was_set_aside(school, database, aside):
+    first = school()
+    bob, cem = student_id(first, "Bob"), student_id(first, "Cem")
+    # Two faces were taken for Cem and compared with him; the better one is then set aside.
+    better, nearest = school.crops["s1", 0, "Bob"], school.crops["s1", 0, "Ada"]
+    with database.connection() as connection:
+        connection.execute(
+            "UPDATE assignments SET student_id = %s, cosine_similarity = 0.98, similarity = 0.93, decided_by = 'knn', "
+            "runner_up_id = NULL WHERE crop_id = %s",
+            [cem, better],
+        )
+        connection.execute(
+            "UPDATE assignments SET runner_up_id = %s, runner_up_cosine_similarity = 0.9 WHERE crop_id = %s",
+            [cem, nearest],
+        )
+    ann = DecisionService("ann")
+    if aside == "taken off":
+        ann.unassign(better, "not him")
+    elif aside == "no face":
+        ann.not_a_face([better], "not him")
+    else:
+        ann.assign(better, bob, "not him")
+    review = school()
+    cell = cell_of(review, "Cem", "s1")
+    assert (cell.status, cell.nearest_id) == ("absent", nearest)
+    word = {"taken off": "this is to have no name", "no face": "this is no face", "given away": "this is Bob"}[aside]
+    assert any(
+        re.fullmatch(
+            rf"The best match was set aside\. Of face {number_of(review, better)} from the left in 0\.jpg: it was taken for "
+            rf"Cem at first, similarity 0\.93\. ann said on {DATE} that {word}: not him\.",
+            sentence,
+        )
+        for sentence in cell.why
+    ), cell.why
+    assert not any(sentence.startswith("Most like Cem") for sentence in cell.why)
+    (left,) = [sentence for sentence in cell.why if sentence.startswith("Of the faces of which")]
+    assert left.startswith(
+        "Of the faces of which nobody has said who they are, most like Cem, as far as figures are kept, is face "
+        f"{number_of(review, nearest)} from the left in 0.jpg: similarity "
+    )
+
+
+@pytest.mark.parametrize("word", ["unassign", "not_a_face", "assign"])
+def test_what_a_run_found_is_told_after_later_runs_too(school, process_class, word):
+    first, ann, crop_id = school(), DecisionService("ann"), school.crops["s2", 0, "Bob"]
+    if word == "assign":
+        ann.assign(crop_id, student_id(first, "Cem"))
+    elif word == "unassign":
+        ann.unassign(crop_id)
+    else:
+        ann.not_a_face([crop_id])
+    for again in (False, True):
+        if again:
+            process_class("dlib")
+        why = cell_of(school(), "Bob", "s2").why
+        assert any("it was taken for Bob at first, similarity 0." in w for w in why), (again, why)
+
+
+def test_a_face_that_was_rejected_is_the_best_match_that_was_set_aside(school):
+    first = school()
+    DecisionService("ann").reject(school.crops["s2", 0, "Bob"], student_id(first, "Bob"))
+    why = cell_of(school(), "Bob", "s2").why
+    assert any(
+        w.startswith("The best match was set aside. Of face 1 from the left in 0.jpg: its similarity to Bob, 0.")
+        for w in why
+    )
+    assert not any(w.startswith("Most like Bob") for w in why)
+
+
+def test_an_obstacle_is_told_of_the_face_that_was_spoken_of(school, database):
+    first = school()
+    unknown, faces = eve(first), [crop_id for place, crop_id in school.crops.items() if place[2] == "Eve"]
+    portrait = {s.name: s.portrait_ids[0] for s in first.students if s.portrait_ids}
+    looks_like(database, faces, portrait["Cem"])
+    DecisionService("ann").reject(school.crops["s1", 1, "Eve"], student_id(first, "Cem"), "that is his sister")
+    review = school()
+    number = number_of(review, school.crops["s1", 1, "Eve"])
+    said = (
+        rf"but of face {number} from the left in 1\.jpg of s1 ann said on {DATE} that this is not Cem: that is his sister; "
+        r"2 other faces of this person belong with it\."
+    )
+    for session in ("s1", "s2"):
+        assert any(re.fullmatch(rf"Cem is alike enough, .*, {said}", w) for w in cell_of(review, unknown, session).why)
+    # Who looks up why Cem is absent where another face of the person is learns of it, too.
+    assert any(
+        re.fullmatch(rf"The unknown person {called(review, unknown)} is alike enough to Cem, .*, {said}", w)
+        for w in cell_of(review, "Cem", "s2").why
+    )
+    (who,) = [q for q in review.questions if q.kind == "who"]
+    (sentence,) = who.set_aside
+    assert f"Of face {number} from the left in 1.jpg of s1: its similarity to Cem" in sentence
+
+
+def test_the_photo_that_shows_a_student_beside_an_unknown_person_is_named(school, database):
+    first = school()
+    faces = [crop_id for place, crop_id in school.crops.items() if place[2] == "Eve"]
+    portrait = {s.name: s.portrait_ids[0] for s in first.students if s.portrait_ids}
+    looks_like(database, faces, portrait["Bob"])
+    why = cell_of(school(), eve(first), "s2").why
+    assert any(
+        w.startswith("Bob is alike enough") and "but 0.jpg of s1 shows Bob beside this person." in w for w in why
+    )
+
+
+def test_a_cell_that_an_applied_plan_has_changed_names_it(school, database):
+    first = school()
+    ada, bob = student_id(first, "Ada"), student_id(first, "Bob")
+    moved = school.crops["s2", 0, "Bob"]
+    # A wrong run: the plan puts it right.
+    with database.connection() as connection:
+        connection.execute("UPDATE assignments SET student_id = %s WHERE crop_id = %s", [ada, moved])
+    AttendanceService(database, "dlib").register_session(read_key("s2"))
+    service = ReclusteringService()
+    plan = service.plan("m", "dlib", ReclusteringConfig())
+    assert not any("reclustering plan" in w for cell in school().cells for w in cell.why), "nobody has applied it"
+    service.apply(plan.plan_id, "ann", "after the holidays")
+    DecisionService("ann").rename(ada, "Ada Lee")
+    review = school()
+    applied = rf"ann applied reclustering plan {plan.plan_id} on {DATE}"
+    absent, present = cell_of(review, "Ada Lee", "s2"), cell_of(review, "Bob", "s2")
+    assert (absent.status, present.status) == ("absent", "present")
+    for cell, before in ((absent, "present"), (present, "absent")):
+        assert any(
+            re.fullmatch(rf"{applied}, which made this “{cell.status}” from “{before}”: after the holidays\.", w)
+            for w in cell.why
+        ), cell.why
+    moved_words = rf"{applied}, which took this face from Ada Lee and gave it to Bob: after the holidays\."
+    assert any(re.fullmatch(rf"Of face 1 from the left in 0\.jpg: {moved_words}", w) for w in absent.why), absent.why
+    assert re.search(moved_words, why_face(review, moved))
+    assert student_id(review, "Bob") == bob
+    assert not any("reclustering plan" in w for w in cell_of(review, "Cem", "s2").why)
+
+
+def test_without_a_photo_nothing_is_said_of_what_photos_say(school, database):
+    first = school()
+    with database.connection() as connection:
+        session = catalog.ensure_session(connection, read_key("s3"))
+    DecisionService("ann").mark_attendance(session.id, student_id(first, "Cem"), "absent")
+    review = school()
+    cell = cell_of(review, "Cem", "s3")
+    assert cell.by_photos is None
+    assert "This session has no photo that can be used: there was none to judge by." in cell.why
+    assert not any("The photos alone" in w for w in cell.why)
+
+
+def test_photos_that_no_run_has_judged_say_nothing(school, embedded_class):
+    first = school()
+    embedded_class.session("m__s3", [["Ada"]])
+    session_id = next(s.session_id for s in school().sessions if s.name == "s3")
+    DecisionService("ann").mark_attendance(session_id, student_id(first, "Ada"), "excused")
+    cell = cell_of(school(), "Ada", "s3")
+    assert cell.by_photos is None
+    assert "No run has judged this session's photos yet." in cell.why
+    assert not any("The photos alone" in w or "is taken for" in w for w in cell.why)
+
+
+def test_a_student_who_was_made_after_the_run_is_not_said_to_have_been_compared(school):
+    first = school()
+    DecisionService("ann").split([school.crops["s1", 1, "Ada"]], "Dan")
+    why = cell_of(school(), "Dan", "s2").why
+    assert not any("none has Dan" in w for w in why)
+    assert any(
+        re.fullmatch(
+            rf"2 faces that were compared with the known faces show whom they did before any face that is Dan's now became so, "
+            rf"on {DATE}: no figure with Dan is kept\.",
+            w,
+        )
+        for w in why
+    ), why
+    assert any("none has Ada" in w or "Most like Ada" in w for w in cell_of(first, "Ada", "s2").why)
+
+
+def test_a_student_whose_faces_were_all_taken_away_says_by_whom(school, database):
+    first, ann = school(), DecisionService("ann")
+    bob = student_id(first, "Bob")
+    portrait = next(s.portrait_ids[0] for s in first.students if s.name == "Bob")
+    with database.connection() as connection:
+        students.add_student(connection, catalog.find_class(connection, "m"), "Zoe", "17", None)
+    ann.unassign(school.crops["s1", 0, "Bob"], "blurred")
+    ann.reject(school.crops["s2", 0, "Bob"], bob)
+    ann.unassign(portrait, "a brother's")
+    for session in ("s1", "s2"):
+        AttendanceService(database, "dlib").register_session(read_key(session))
+    with database.connection() as connection:  # or the register would leave Bob out
+        connection.execute("UPDATE students SET student_number = '18' WHERE id = %s", [bob])
+    AttendanceService(database, "dlib").register_session(read_key("s2"))
+    review = school()
+    why = cell_of(review, "Bob", "s2").why
+    assert not any("is known yet" in w for w in why)
+    (none,) = [w for w in why if w.startswith("No face of Bob is known now")]
+    assert "add a portrait or name a face" in none
+    taken = [w for w in why if "was taken for Bob at first" in w]
+    assert any("in 0.jpg of s1" in w and "that this is to have no name: blurred." in w for w in taken), why
+    assert any("this is not Bob" in w for w in why)
+    assert any("No face of Zoe is known yet" in w for w in cell_of(review, "Zoe", "s1").why)
+
+
+def test_every_word_that_was_taken_back_is_counted_and_the_last_are_told(school):
+    first, crop_id = school(), school.crops["s1", 0, "Bob"]
+    cem, session_id = student_id(first, "Cem"), first.sessions[1].session_id
+    ann, bob = DecisionService("ann"), DecisionService("bob")
+    for reason in ("one", "two", "three", "four", "five"):
+        bob.undo(ann.assign(crop_id, cem, reason).decision_id)
+        bob.undo(ann.mark_attendance(session_id, cem, "excused", reason).decision_id)
+    for confirmed in (False, True):
+        if confirmed:
+            ann.assign(crop_id, student_id(first, "Bob"), "asked him")
+        review = school()
+        for text in (why_face(review, crop_id), " ".join(cell_of(review, "Cem", "s2").why)):
+            assert "2 earlier words" in text
+            assert "were taken back too" in text
+            assert [reason for reason in ("one", "two", "three", "four", "five") if f": {reason}." in text] == [
+                *("three", "four", "five")
+            ]
+            assert text.index(": three.") < text.index(": five.")
+    assert "that this is Bob: asked him." in why_face(review, crop_id)
+
+
+def test_an_earlier_mark_of_a_cell_is_told(school):
+    first = school()
+    cem, session_id = student_id(first, "Cem"), first.sessions[1].session_id
+    DecisionService("ann").mark_attendance(session_id, cem, "excused", "ill")
+    DecisionService("bob").mark_attendance(session_id, cem, None, "was a mistake")
+    cell = cell_of(school(), "Cem", "s2")
+    assert cell.mark is None
+    assert re.fullmatch(rf"ann set “excused” by hand on {DATE}: ill\.", cell.why[0])
+    assert re.fullmatch(rf"bob said on {DATE} that the photos count: was a mistake\.", cell.why[1])
+    DecisionService("cem").mark_attendance(session_id, cem, "present")
+    why = cell_of(school(), "Cem", "s2").why
+    assert re.match(rf"cem set “present” by hand on {DATE}; nothing automatic changes that\. ", why[0])
+    assert re.fullmatch(rf"Before that ann set “excused” by hand on {DATE}: ill\.", why[1])
+    assert re.fullmatch(rf"Before that bob said on {DATE} that the photos count: was a mistake\.", why[2])
+
+
+def test_taking_a_name_off_a_face_is_called_the_same_everywhere(school, database):
+    first, crop_id = school(), school.crops["s2", 0, "Bob"]
+    taken = DecisionService("ann").unassign(crop_id).decision_id
+    review = school()
+    assert "that this is to have no name." in why_face(review, crop_id)
+    assert any("that this is to have no name." in w for w in cell_of(review, "Bob", "s2").why)
+    with database.connection() as connection:
+        log = read_decisions(connection, first.class_id)
+    assert log.results[0].sentence == f"Face {crop_id} is to have no name."
+    DecisionService("bob").undo(taken)
+    assert "that this is to have no name." in why_face(school(), crop_id)
+
+
+def test_an_undo_that_a_swap_of_names_stands_against_names_the_decision_that_gave_the_name_away(school):
+    first, decide = school(), DecisionService("ann")
+    ada, bob = student_id(first, "Ada"), student_id(first, "Bob")
+    decide.rename(ada, "Somebody")
+    second = decide.rename(bob, "Ada")
+    third = decide.rename(ada, "Bob")
+    with pytest.raises(ConflictError) as refused:
+        decide.undo(second.decision_id)
+    assert str(refused.value) == (
+        f"Two students would be called 'Bob' (students {ada} and {bob}): decision {third.decision_id} has given the name to "
+        f"student {ada}. Undo decision {third.decision_id} first, or rename student {ada}."
+    )
+    decide.undo(third.decision_id)
+    decide.undo(second.decision_id)
+    assert student_id(school(), "Bob") == bob
+
+
+def test_an_undo_that_somebody_new_stands_against_names_whom_to_rename(school, database):
+    first, decide = school(), DecisionService("ann")
+    ada = student_id(first, "Ada")
+    renamed = decide.rename(ada, "Somebody")
+    with database.connection() as connection:
+        new = students.add_student(connection, catalog.find_class(connection, "m"), "Ada", "17", None)
+    with pytest.raises(ConflictError, match=rf"student {new} has the name now\. Rename student {new} first\.$"):
+        decide.undo(renamed.decision_id)
